@@ -1,0 +1,61 @@
+//! Where the control interface answers.
+//!
+//! | method | path | body | answer |
+//! |---|---|---|---|
+//! | GET | [`STATUS`] | – | [`Status`](crate::control::Status) |
+//! | GET | [`VOLUMES`] | – | list of [`Volume`](crate::control::Volume) |
+//! | POST | [`VOLUMES`] | [`AddVolume`](crate::control::AddVolume) | [`Volume`](crate::control::Volume) |
+//! | GET, DELETE | [`VOLUME`] | – | [`Volume`](crate::control::Volume) |
+//! | GET | [`SNAPSHOTS`] | – | list of [`Snapshot`](crate::control::Snapshot) |
+//! | POST | [`VOLUME_SNAPSHOTS`] | [`CreateSnapshot`](crate::control::CreateSnapshot) | [`Snapshot`](crate::control::Snapshot) |
+//! | GET, DELETE | [`SNAPSHOT`] | – | [`Snapshot`](crate::control::Snapshot) |
+//! | GET | [`SNAPSHOT_MAP`] | – | text, a line per entry: unit, block, state, cache offset, tab-separated |
+//!
+//! A refusal has a status of 4xx or 5xx and a [`Failure`](crate::Failure) as its body.
+
+use crate::{Name, SnapshotPath};
+
+/// The daemon as a whole.
+pub const STATUS: &str = "/v1/status";
+/// All volumes.
+pub const VOLUMES: &str = "/v1/volumes";
+/// One volume.
+pub const VOLUME: &str = "/v1/volumes/{volume}";
+/// All snapshots of all volumes.
+pub const SNAPSHOTS: &str = "/v1/snapshots";
+/// The snapshots of one volume.
+pub const VOLUME_SNAPSHOTS: &str = "/v1/volumes/{volume}/snapshots";
+/// One snapshot.
+pub const SNAPSHOT: &str = "/v1/volumes/{volume}/snapshots/{snapshot}";
+/// What was saved for one snapshot.
+pub const SNAPSHOT_MAP: &str = "/v1/volumes/{volume}/snapshots/{snapshot}/map";
+
+/// [`VOLUME`] of a volume.
+pub fn volume(name: &Name) -> String {
+    VOLUME.replace("{volume}", name.as_str())
+}
+
+/// [`VOLUME_SNAPSHOTS`] of a volume.
+pub fn volume_snapshots(volume: &Name) -> String {
+    VOLUME_SNAPSHOTS.replace("{volume}", volume.as_str())
+}
+
+/// [`SNAPSHOT`] of a snapshot.
+pub fn snapshot(path: &SnapshotPath) -> String {
+    SNAPSHOT.replace("{volume}", path.volume.as_str()).replace("{snapshot}", path.snapshot.as_str())
+}
+
+/// [`SNAPSHOT_MAP`] of a snapshot.
+pub fn snapshot_map(path: &SnapshotPath) -> String {
+    SNAPSHOT_MAP.replace("{volume}", path.volume.as_str()).replace("{snapshot}", path.snapshot.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_take_their_places() {
+        assert_eq!(snapshot_map(&"v.1@s-2".parse().unwrap()), "/v1/volumes/v.1/snapshots/s-2/map");
+    }
+}

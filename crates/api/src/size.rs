@@ -1,0 +1,93 @@
+//! Sizes as people write them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// A number of bytes: `4096`, `4K`, `64M`, `1G` (powers of two).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct Size(pub u64);
+
+const SUFFIXES: [(char, u32); 5] = [('K', 10), ('M', 20), ('G', 30), ('T', 40), ('P', 50)];
+
+/// Why a text is no size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    /// Not digits and at most one suffix.
+    #[error("{0:?} is not a size; write bytes, or a number with K, M, G, T or P")]
+    Malformed(String),
+    /// Does not fit 64 bits.
+    #[error("the size {0} is too large")]
+    TooLarge(String),
+}
+
+impl FromStr for Size {
+    type Err = SizeError;
+
+    fn from_str(text: &str) -> Result<Self, SizeError> {
+        let malformed = || SizeError::Malformed(text.into());
+        let last = text.chars().last().ok_or_else(malformed)?;
+        let suffix = SUFFIXES.iter().find(|(letter, _)| last.eq_ignore_ascii_case(letter));
+        let (digits, shift) = match suffix {
+            Some((_, shift)) => (&text[..text.len() - 1], *shift),
+            None => (text, 0),
+        };
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(malformed());
+        }
+        let number: u64 = digits.parse().map_err(|_| SizeError::TooLarge(text.into()))?;
+        number.checked_mul(1 << shift).map(Size).ok_or_else(|| SizeError::TooLarge(text.into()))
+    }
+}
+
+impl fmt::Display for Size {
+    /// The shortest exact form: `64M`, `4097`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let largest = SUFFIXES.iter().rev().find(|(_, shift)| self.0 != 0 && self.0.trailing_zeros() >= *shift);
+        match largest {
+            Some((letter, shift)) => write!(f, "{}{letter}", self.0 >> shift),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    /// A number of bytes or a text as above.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(u64),
+            Text(String),
+        }
+        match Either::deserialize(deserializer)? {
+            Either::Number(bytes) => Ok(Self(bytes)),
+            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parsed_as_powers_of_two() {
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("4K", 4096), ("4k", 4096), ("64M", 64 << 20), ("1G", 1 << 30), ("3T", 3 << 40)] {
+            assert_eq!(text.parse::<Size>(), Ok(Size(bytes)), "{text}");
+        }
+        for bad in ["", "K", "-1", "+1", "1.5G", "4KiB", "4 K", "0x10", "99999999999999999999", "16777216T"] {
+            assert!(bad.parse::<Size>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shown_so_that_it_parses_to_itself() {
+        for bytes in [0, 1, 512, 4096, 4097, 1 << 20, 3 << 30, u64::MAX] {
+            assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));
+        }
+        assert_eq!(Size(1 << 20).to_string(), "1M");
+    }
+}

@@ -1,0 +1,15 @@
+//! What a block device is: the contract, ranges, and devices over files and memory.
+
+mod device;
+mod export;
+mod faulty;
+mod file;
+mod memory;
+mod range;
+
+pub use device::{Action, BlockDevice, Error, Extent, Fault, Geometry, Zeroes};
+pub use export::{Export, ExportError, ExportInfo, ExportSummary, Exports};
+pub use faulty::{Faulty, Injected};
+pub use file::{FileDevice, Mode};
+pub use memory::MemoryDevice;
+pub use range::ByteRange;

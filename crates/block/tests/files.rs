@@ -1,0 +1,130 @@
+//! Files as devices, buffered and direct, against a model.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+
+use tzero_block::{Action, BlockDevice, ByteRange, Fault, Faulty, FileDevice, Injected, Mode, Zeroes};
+use tzero_io::{Backend, Buffer, Runtime};
+
+const SIZE: u64 = 1 << 20;
+
+fn file(path: &Path, direct: bool) -> FileDevice {
+    OpenOptions::new().create(true).truncate(true).write(true).open(path).unwrap().set_len(SIZE).unwrap();
+    FileDevice::open(path, Mode { direct, writable: true }).unwrap()
+}
+
+fn on_all(test: impl AsyncFn(&FileDevice)) {
+    // Not on a memory file system: direct I/O is to be real.
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for backend in [Backend::Ring, Backend::Threads] {
+        for direct in [false, true] {
+            let device = file(&directory.path().join("base"), direct);
+            Runtime::new(backend).unwrap().block_on(test(&device));
+        }
+    }
+}
+
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+#[test]
+fn a_device_is_the_model() {
+    on_all(async |device| {
+        let unit = u64::from(device.geometry().alignment.max(512));
+        let mut numbers = Numbers(0x5EED);
+        let mut model = vec![0u8; SIZE as usize];
+        for step in 0..400u64 {
+            let start = numbers.below(SIZE / unit) * unit;
+            let len = (numbers.below(200) + 1) * unit;
+            let range = ByteRange::between(start, (start + len).min(SIZE));
+            let place = range.start() as usize..range.end() as usize;
+            match numbers.below(4) {
+                0 => {
+                    let zeroes = Zeroes { may_unmap: step % 2 == 0, fast: false, fua: step % 7 == 0 };
+                    device.write_zeroes(range, zeroes).await.unwrap();
+                    model[place].fill(0);
+                }
+                1 => {
+                    let (buffer, result) = device.read(range.start(), Buffer::uncleared(range.len() as usize)).await;
+                    result.unwrap();
+                    assert!(buffer[..] == model[place]);
+                }
+                _ => {
+                    let bytes: Vec<u8> = (0..range.len()).map(|n| (n * 31 + step) as u8).collect();
+                    let (_, result) = device.write(range.start(), Buffer::copy_of(&bytes), step % 11 == 0).await;
+                    result.unwrap();
+                    model[place].copy_from_slice(&bytes);
+                }
+            }
+        }
+        device.flush().await.unwrap();
+        let (buffer, result) = device.read(0, Buffer::uncleared(SIZE as usize)).await;
+        result.unwrap();
+        assert!(buffer[..] == model[..]);
+    });
+}
+
+#[test]
+fn holes_are_told_and_cover_what_was_asked() {
+    on_all(async |device| {
+        device.write(65536, Buffer::copy_of(&[1; 65536]), false).await.1.unwrap();
+        let extents = device.extents(ByteRange::new(4096, 499_712)).await.unwrap();
+        assert_eq!(extents.first().unwrap().range.start(), 4096);
+        assert_eq!(extents.last().unwrap().range.end(), 503_808);
+        assert!(extents.windows(2).all(|pair| pair[0].range.end() == pair[1].range.start()));
+        assert!(extents.iter().any(|extent| extent.hole));
+        let data = ByteRange::new(65536, 65536);
+        assert!(extents.iter().all(|extent| !extent.hole || !extent.range.overlaps(data)));
+        device.discard(data).await.unwrap();
+        let (buffer, result) = device.read(65536, Buffer::uncleared(65536)).await;
+        result.unwrap();
+        assert!(buffer.is_zero(), "a punched file reads zeroes");
+    });
+}
+
+#[test]
+fn requests_past_the_end_do_nothing() {
+    on_all(async |device| {
+        let past = device.write(SIZE - 4096, Buffer::zeroed(8192), false).await.1.unwrap_err();
+        assert!(matches!(past.fault, Fault::OutOfRange));
+        let past = device.read(u64::MAX - 10, Buffer::zeroed(512)).await.1.unwrap_err();
+        assert!(matches!(past.fault, Fault::OutOfRange));
+        if device.geometry().alignment > 1 {
+            let unaligned = device.read(1, Buffer::zeroed(512)).await.1.unwrap_err();
+            assert!(matches!(unaligned.fault, Fault::Unaligned));
+        }
+    });
+}
+
+#[test]
+fn a_file_that_shrank_is_an_error_not_zeroes() {
+    on_all(async |device| {
+        device.file().get().set_len(8192).unwrap();
+        assert!(device.read(4096, Buffer::zeroed(8192)).await.1.is_err());
+    });
+}
+
+#[test]
+fn faults_hit_what_they_were_meant_for() {
+    on_all(async |device| {
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(device.file().get()));
+        let inner = FileDevice::open(Path::new(&path), Mode { direct: false, writable: true }).unwrap();
+        let faulty = Faulty::new(inner);
+        faulty.inject(Action::Write, ByteRange::new(0, 512), Injected::Fail(28), 1, 1);
+        faulty.inject(Action::Write, ByteRange::new(4096, 512), Injected::Short(512), 0, 1);
+        assert!(faulty.write(0, Buffer::copy_of(&[1; 512]), false).await.1.is_ok());
+        assert!(faulty.write(0, Buffer::copy_of(&[2; 512]), false).await.1.unwrap_err().is_no_space());
+        assert!(faulty.write(0, Buffer::copy_of(&[3; 512]), false).await.1.is_ok());
+        assert!(faulty.write(4096, Buffer::copy_of(&[4; 1024]), false).await.1.is_err());
+        let (buffer, _) = faulty.read(4096, Buffer::zeroed(1024)).await;
+        assert_eq!((buffer[511], buffer[512]), (4, 0));
+    });
+}

@@ -1,0 +1,430 @@
+//! Why an operation did not end well. Every message is one sentence: what failed, on what, why, what to do.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use tzero_api::mover::FailureCode;
+use tzero_block::ByteRange;
+use tzero_originals::ReconcileError;
+
+use crate::manifest::ManifestFault;
+use crate::{CopyId, Exit, Timestamp};
+
+/// What was to be done with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileAction {
+    /// Look at it, or open it for reading.
+    Open,
+    /// Make it, or open it for writing.
+    Create,
+    /// Read it.
+    Read,
+    /// Write it.
+    Write,
+    /// Make it durable.
+    Flush,
+    /// Give it its final name.
+    Rename,
+    /// Remove it.
+    Remove,
+    /// Lock it.
+    Lock,
+}
+
+impl fmt::Display for FileAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Create => "create",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Rename => "rename",
+            Self::Remove => "remove",
+            Self::Lock => "lock",
+        })
+    }
+}
+
+/// Why a destination of a backup, or the target of a restore, is not written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is, or lies on, what is being copied.
+    IsSource,
+    /// The source lies in the state that this destination would overwrite.
+    HoldsCopy,
+    /// A complete copy stands there.
+    CompleteCopy,
+    /// Something stands there that is no copy of this volume.
+    NoCopyOfIt,
+    /// An unfinished copy of another volume stands there.
+    OtherUnfinished,
+    /// A device that is not blank.
+    NotBlank,
+    /// A file that a restore would replace.
+    Exists,
+    /// Neither a file nor a block device.
+    NotAFile,
+    /// A block device that is mounted or otherwise held.
+    DeviceInUse,
+    /// A file that someone holds locked, a registered volume's base for one.
+    Locked,
+    /// Another run is writing it.
+    Busy,
+    /// A device smaller than the volume.
+    TooSmall {
+        /// Its size in bytes.
+        has: u64,
+        /// What is needed.
+        needs: u64,
+    },
+    /// A device that is set read-only.
+    ReadOnly,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::IsSource => f.write_str("it is, or lies on, the source of this copy; choose a place elsewhere"),
+            Self::HoldsCopy => f.write_str("it is, or holds, the copy itself; choose another target"),
+            Self::CompleteCopy => {
+                f.write_str("a complete copy stands there; --replace makes the new one beside it and then takes its place")
+            }
+            Self::NoCopyOfIt => {
+                f.write_str("something stands there that is no copy of this volume; --replace puts the copy in its place")
+            }
+            Self::OtherUnfinished => {
+                f.write_str("an unfinished copy of another volume stands there; --replace throws it away")
+            }
+            Self::NotBlank => f.write_str("the device is not blank; --replace overwrites it"),
+            Self::Exists => f.write_str("it exists; --force replaces it once the restore is complete"),
+            Self::NotAFile => f.write_str("it is neither a file nor a block device"),
+            Self::DeviceInUse => f.write_str("the device is mounted or in use; release it first"),
+            Self::Locked => {
+                f.write_str("it is locked, as the base of a served volume is; remove the volume from the daemon first")
+            }
+            Self::Busy => f.write_str("another run is writing there; wait for it to end"),
+            Self::TooSmall { has, needs } => write!(f, "the device has {has} bytes and {needs} are needed; use a larger one"),
+            Self::ReadOnly => f.write_str("the device is set read-only"),
+        }
+    }
+}
+
+/// Why a copy cannot go on where it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResumeFault {
+    /// There is no unfinished copy.
+    Nothing,
+    /// It is a copy of something else.
+    OtherSource,
+    /// Its snapshot no longer exists.
+    SnapshotGone,
+    /// The daemon's snapshot is not the one that was being copied.
+    OtherSnapshot,
+    /// The unfinished image is gone, or is not the one that was being written.
+    ImageGone,
+    /// The plain source was changed since.
+    SourceChanged,
+}
+
+impl fmt::Display for ResumeFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match self {
+            Self::Nothing => return f.write_str("there is no unfinished copy to resume; leave out --resume to begin one"),
+            Self::OtherSource => "the unfinished copy there is of another source",
+            Self::SnapshotGone => "the snapshot of the unfinished copy is gone",
+            Self::OtherSnapshot => "the snapshot or its volume is not the one that was being copied",
+            Self::ImageGone => "the unfinished image is gone or was replaced",
+            Self::SourceChanged => "the source was changed since the copy began",
+        };
+        write!(f, "{why}; leave out --resume to begin a new copy")
+    }
+}
+
+/// What went wrong between a mover and the daemon.
+#[derive(Debug)]
+pub enum DaemonFault {
+    /// The daemon cannot be reached.
+    Unreachable(io::Error),
+    /// The connection ended or broke.
+    Lost(io::Error),
+    /// No answer in time.
+    Silent,
+    /// An answer that does not fit the protocol.
+    Protocol,
+    /// The files that it handed over cannot be used.
+    Files(io::Error),
+    /// The original cache that it handed over cannot be used.
+    Originals(Box<dyn std::error::Error + Send + Sync>),
+    /// The daemon said no; the message is its own sentence.
+    Refused {
+        /// For programs.
+        code: FailureCode,
+        /// For people.
+        message: String,
+    },
+}
+
+impl DaemonFault {
+    /// Whether the same session may be taken up again later.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Lost(_) | Self::Silent)
+            || matches!(self, Self::Refused { code: FailureCode::Busy, .. })
+    }
+}
+
+impl fmt::Display for DaemonFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(source) => write!(f, "the daemon cannot be reached ({source}); start `tzero serve`"),
+            Self::Lost(source) => write!(f, "the daemon is gone ({source})"),
+            Self::Silent => f.write_str("the daemon does not answer"),
+            Self::Protocol => f.write_str("the daemon's answer makes no sense; are both of the same version?"),
+            Self::Files(source) => write!(f, "what the daemon handed over cannot be used ({source})"),
+            Self::Originals(source) => write!(f, "the original cache cannot be used ({source})"),
+            Self::Refused { message, .. } => f.write_str(message),
+        }
+    }
+}
+
+/// Why the T0 bytes of a range cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceFault {
+    /// The base does not give them.
+    #[error("{0}")]
+    Base(#[source] tzero_block::Error),
+    /// The snapshot does not stand, or an original is bad.
+    #[error("{0}")]
+    Snapshot(#[source] ReconcileError),
+}
+
+impl SourceFault {
+    /// Whether going on later could end otherwise: an unreadable sector may be, a broken snapshot is not.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self, Self::Snapshot(ReconcileError::Broken(_) | ReconcileError::Gone))
+    }
+}
+
+/// A copy that can go on later.
+#[derive(Debug)]
+pub struct Incomplete {
+    /// Why it stopped.
+    pub cause: StopCause,
+    /// Volume's name; none for a plain source.
+    pub volume: Option<String>,
+    /// Snapshot's name without the volume's.
+    pub snapshot: Option<String>,
+    /// The snapshot was made for this copy alone.
+    pub private: bool,
+    /// What to name as the source when going on.
+    pub source: String,
+    /// Where the copy will be.
+    pub destination: PathBuf,
+    /// Files to remove when the copy is given up.
+    pub leftovers: Vec<PathBuf>,
+    /// Bytes of the volume that are done, holes included.
+    pub done: u64,
+    /// Of so many.
+    pub total: u64,
+}
+
+/// Why a copy stopped before its end.
+#[derive(Debug)]
+pub enum StopCause {
+    /// It was asked to.
+    Cancelled,
+    /// The daemon went away.
+    Daemon(DaemonFault),
+    /// The destination is full.
+    Full,
+}
+
+impl fmt::Display for StopCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cancelled => f.write_str("it was interrupted"),
+            Self::Daemon(fault) => fault.fmt(f),
+            Self::Full => f.write_str("the destination is full"),
+        }
+    }
+}
+
+impl fmt::Display for Incomplete {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cause, source, destination, done, total, .. } = self;
+        let to = destination.display();
+        write!(f, "the copy of {source} to {to} is incomplete, {done} of {total} bytes are done: {cause}; ")?;
+        write!(f, "`tzero backup {source} --to {to} --resume` goes on, ")?;
+        match (&self.volume, &self.snapshot) {
+            (Some(volume), Some(snapshot)) if self.private => write!(f, "`tzero snapshot delete {volume}@{snapshot}`")?,
+            _ => write!(f, "removing it")?,
+        }
+        if let (true, Some(first)) = (self.private, self.leftovers.first()) {
+            write!(f, " and removing {}", first.display())?;
+        } else if let Some(first) = self.leftovers.first() {
+            write!(f, " ({})", first.display())?;
+        }
+        f.write_str(" gives it up")
+    }
+}
+
+/// Why an operation did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused something.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What.
+        action: FileAction,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A destination or target is not written to.
+    #[error("{} is not written to: {refusal}", path.display())]
+    Refused {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// A manifest cannot be used.
+    #[error("the manifest {} cannot be used: {fault}", path.display())]
+    Manifest {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        fault: ManifestFault,
+    },
+    /// There is no manifest for a path.
+    #[error("{} is no copy: there is no manifest {}", path.display(), manifest.display())]
+    NoCopy {
+        /// What was named.
+        path: PathBuf,
+        /// What was looked for.
+        manifest: PathBuf,
+    },
+    /// No copy has this name.
+    #[error("there is no copy {name}: it is neither the id of one in the catalogue nor the path of one; see `tzero copy list`")]
+    UnknownCopy {
+        /// What was given.
+        name: String,
+    },
+    /// Several copies have it.
+    #[error("{name} is the beginning of {count} copies' ids; give more of it")]
+    AmbiguousCopy {
+        /// What was given.
+        name: String,
+        /// How many fit.
+        count: usize,
+    },
+    /// The image is not what the manifest says, so it is not removed.
+    #[error("{} is not removed: it has {found} bytes and the copy {expected}, so something else stands there", path.display())]
+    NotItsImage {
+        /// The image.
+        path: PathBuf,
+        /// Its size in bytes.
+        found: u64,
+        /// The copy's.
+        expected: u64,
+    },
+    /// A copy cannot go on.
+    #[error("the copy to {} cannot be resumed: {fault}", path.display())]
+    Resume {
+        /// The destination.
+        path: PathBuf,
+        /// Why.
+        fault: ResumeFault,
+    },
+    /// The daemon does not do its part.
+    #[error("{} cannot be copied: {fault}", volume)]
+    Daemon {
+        /// Which volume.
+        volume: String,
+        /// Why.
+        fault: DaemonFault,
+    },
+    /// The source does not give its bytes. Nothing was declared.
+    #[error("{source_name} cannot be copied, at {range}: {fault}; no copy was made")]
+    Source {
+        /// What was read.
+        source_name: String,
+        /// Where.
+        range: ByteRange,
+        /// Why.
+        fault: SourceFault,
+    },
+    /// The destination or target does not take bytes.
+    #[error("cannot write to {}: {source}", path.display())]
+    Target {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: tzero_block::Error,
+    },
+    /// A fresh copy does not read back as what was written.
+    #[error("{} does not read back as what was written, first at {range}: the medium is bad, and nothing was declared", path.display())]
+    ReadBack {
+        /// Which.
+        path: PathBuf,
+        /// Where, first.
+        range: ByteRange,
+    },
+    /// A copy is damaged and is not restored.
+    #[error("the copy {copy} of {t0} is damaged at {range}: {} is not restored", target.display())]
+    Damaged {
+        /// Which.
+        copy: CopyId,
+        /// Its T0.
+        t0: Timestamp,
+        /// Where, first.
+        range: ByteRange,
+        /// What was to be restored.
+        target: PathBuf,
+    },
+    /// The copy's image is shorter or longer than it was.
+    #[error("the image {} has {found} bytes instead of {expected}: the copy is damaged", path.display())]
+    WrongSize {
+        /// The image.
+        path: PathBuf,
+        /// What it has.
+        found: u64,
+        /// What it had.
+        expected: u64,
+    },
+    /// Can go on later.
+    #[error("{0}")]
+    Incomplete(Box<Incomplete>),
+    /// Asked to stop; nothing is left of it.
+    #[error("interrupted: {} is not {what}; run the same command again", path.display())]
+    Interrupted {
+        /// Target or copy.
+        path: PathBuf,
+        /// `restored` or `verified`.
+        what: &'static str,
+    },
+    /// The kernel does not let this process do I/O.
+    #[error("cannot set up input and output: {0}")]
+    Runtime(#[source] io::Error),
+}
+
+impl Error {
+    /// For the process's exit status.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Incomplete(_) | Self::Interrupted { .. } => Exit::Incomplete,
+            _ => Exit::Failed,
+        }
+    }
+
+    pub(crate) fn file(action: FileAction, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { action, path, source }
+    }
+
+    pub(crate) fn refused(path: &std::path::Path, refusal: Refusal) -> Self {
+        Self::Refused { path: path.to_owned(), refusal }
+    }
+}

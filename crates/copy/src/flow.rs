@@ -1,0 +1,312 @@
+//! The one pipeline that backup, verify and restore are made of.
+//!
+//! ```text
+//!   base reads (8 pieces of 1 MiB in flight)      chunks (2 landing)                 in order
+//!   ─────────────────────────────────────▶ settle ─────────────────▶ digest ▶ write ─────────▶ sink
+//!          without regard to updates      in order,    4 pieces      on a thread               journal, captured,
+//!                                         after the read                                       progress
+//! ```
+//! At most 20 MiB of buffers are alive, whatever the volume's size.
+//!
+//! # Invariants
+//! 1. A piece is settled only after its base read has completed (R21).
+//! 2. A chunk whose digest is not the expected one is not written.
+//! 3. The sink hears of a chunk after all of its bytes have been written, and of chunks in their order.
+//! 4. When `run` returns, nothing of it is in flight any more.
+//!
+//! Deliberately absent: what a chunk's fate means. The sink decides.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+
+use tzero_block::{BlockDevice, ByteRange, Zeroes};
+use tzero_io::{Buffer, Task, blocking, is_zero, spawn};
+
+use crate::digests::Digest;
+use crate::error::SourceFault;
+use crate::source::{Content, Source};
+use crate::{Cancel, ChunkDigest, Error};
+
+/// Bytes of one read.
+const PIECE: u64 = 1 << 20;
+/// Reads in flight.
+const READS: usize = 8;
+/// Chunks being digested and written.
+const LANDINGS: usize = 2;
+/// A stretch of zeroes that starts and ends at multiples of this many bytes becomes a hole.
+const HOLE: usize = 4096;
+
+/// A chunk to be taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    pub(crate) index: u64,
+    pub(crate) range: ByteRange,
+    /// What it must read as, where that is known.
+    pub(crate) expect: Option<ChunkDigest>,
+}
+
+/// Where chunks go.
+pub(crate) struct Target<T> {
+    pub(crate) device: Arc<T>,
+    /// It reads as zeroes wherever nothing was written, so zeroes need no writing.
+    pub(crate) blank: bool,
+}
+
+impl<T> Clone for Target<T> {
+    fn clone(&self) -> Self {
+        Self { device: Arc::clone(&self.device), blank: self.blank }
+    }
+}
+
+/// What became of a chunk.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It was read, is as expected, and is in the target if there is one.
+    Good(ChunkDigest),
+    /// It is not what was expected.
+    Mismatch,
+    /// It could not be had.
+    Unreadable(ByteRange, SourceFault),
+    /// The target did not take it.
+    Unwritable(tzero_block::Error),
+}
+
+/// A chunk that went all the way.
+#[derive(Debug)]
+pub(crate) struct Landed {
+    pub(crate) index: u64,
+    pub(crate) range: ByteRange,
+    pub(crate) outcome: Outcome,
+    /// Bytes read from the base.
+    pub(crate) read: u64,
+    /// Bytes that came from originals.
+    pub(crate) changed: u64,
+    /// Bytes written to the target.
+    pub(crate) written: u64,
+}
+
+/// Hears of chunks, in order.
+pub(crate) trait Sink {
+    /// An error ends the run.
+    fn landed(&mut self, landed: Landed) -> impl Future<Output = Result<(), Error>>;
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// All steps were taken.
+    Done,
+    /// It was asked to stop; the sink has heard of everything that was begun.
+    Cancelled,
+}
+
+struct Piece {
+    step: Step,
+    range: ByteRange,
+    last: bool,
+}
+
+struct Chunk {
+    step: Step,
+    parts: Vec<(ByteRange, Content)>,
+    fault: Option<(ByteRange, SourceFault)>,
+    read: u64,
+    changed: u64,
+}
+
+/// Takes the steps, one after the other, several at a time.
+pub(crate) async fn run<S: Source, T: BlockDevice>(
+    source: &mut S,
+    target: Option<Target<T>>,
+    steps: impl Iterator<Item = Step>,
+    cancel: &Cancel,
+    sink: &mut impl Sink,
+) -> Result<End, Error> {
+    let mut pieces = steps.take_while(|_| !cancel.is_cancelled()).flat_map(|step| {
+        step.range.pieces(PIECE).map(move |range| Piece { step, range, last: range.end() == step.range.end() })
+    });
+    let mut reading: VecDeque<(Piece, Task<Result<Content, tzero_block::Error>>)> = VecDeque::new();
+    let mut landing: VecDeque<Task<Landed>> = VecDeque::new();
+    let mut chunk: Option<Chunk> = None;
+    let mut result = Ok(());
+    loop {
+        while reading.len() < READS && result.is_ok() {
+            let Some(piece) = pieces.next() else { break };
+            let read = spawn(read_piece(Arc::clone(source.base()), piece.range));
+            reading.push_back((piece, read));
+        }
+        let Some((piece, read)) = reading.pop_front() else { break };
+        let content = read.await;
+        if result.is_err() {
+            continue;
+        }
+        let mut gathered = chunk.take().unwrap_or_else(|| Chunk::new(piece.step));
+        gathered.add(source, piece.range, content).await;
+        if !piece.last {
+            chunk = Some(gathered);
+            continue;
+        }
+        landing.push_back(spawn(land(target.clone(), gathered)));
+        if landing.len() > LANDINGS
+            && let Some(first) = landing.pop_front()
+        {
+            result = sink.landed(first.await).await;
+        }
+    }
+    for landing in landing {
+        let landed = landing.await;
+        if result.is_ok() {
+            result = sink.landed(landed).await;
+        }
+    }
+    result.map(|()| if cancel.is_cancelled() { End::Cancelled } else { End::Done })
+}
+
+async fn read_piece<D: BlockDevice>(base: Arc<D>, range: ByteRange) -> Result<Content, tzero_block::Error> {
+    let extents = base.extents(range).await?;
+    if extents.iter().all(|extent| extent.hole) {
+        return Ok(Content::Hole);
+    }
+    let (buffer, result) = base.read(range.start(), Buffer::uncleared(range.len() as usize)).await;
+    result.map(|()| Content::Bytes(buffer))
+}
+
+impl Chunk {
+    fn new(step: Step) -> Self {
+        Self { step, parts: Vec::new(), fault: None, read: 0, changed: 0 }
+    }
+
+    async fn add<S: Source>(
+        &mut self,
+        source: &mut S,
+        range: ByteRange,
+        content: Result<Content, tzero_block::Error>,
+    ) {
+        if self.fault.is_some() {
+            return;
+        }
+        let settled = match content {
+            Ok(content) => {
+                if matches!(content, Content::Bytes(_)) {
+                    self.read += range.len();
+                }
+                source.settle(range, content).await
+            }
+            Err(error) => Err(SourceFault::Base(error)),
+        };
+        match settled {
+            Ok((content, changed)) => {
+                self.changed += changed;
+                self.parts.push((range, content));
+            }
+            Err(fault) => self.fault = Some((range, fault)),
+        }
+    }
+}
+
+async fn land<T: BlockDevice>(target: Option<Target<T>>, chunk: Chunk) -> Landed {
+    let Chunk { step, parts, fault, read, changed } = chunk;
+    let landed = |outcome, written| Landed { index: step.index, range: step.range, outcome, read, changed, written };
+    if let Some((range, fault)) = fault {
+        return landed(Outcome::Unreadable(range, fault), 0);
+    }
+    let (digest, parts) = if parts.iter().all(|(_, content)| matches!(content, Content::Hole)) {
+        (ChunkDigest::Zero, parts)
+    } else {
+        blocking(move || (digest_of(&parts), parts)).await
+    };
+    if let Some(expect) = step.expect
+        && digest != expect
+    {
+        return landed(Outcome::Mismatch, 0);
+    }
+    let Some(target) = target else { return landed(Outcome::Good(digest), 0) };
+    let written = if digest == ChunkDigest::Zero {
+        target.zero(step.range).await.map(|()| 0)
+    } else {
+        target.write(parts).await
+    };
+    match written {
+        Ok(written) => landed(Outcome::Good(digest), written),
+        Err(error) => landed(Outcome::Unwritable(error), 0),
+    }
+}
+
+fn digest_of(parts: &[(ByteRange, Content)]) -> ChunkDigest {
+    let zero = |content: &Content| match content {
+        Content::Hole => true,
+        Content::Bytes(bytes) => bytes.is_zero(),
+    };
+    if parts.iter().all(|(_, content)| zero(content)) {
+        return ChunkDigest::Zero;
+    }
+    let mut hasher = blake3::Hasher::new();
+    for (range, content) in parts {
+        match content {
+            Content::Bytes(bytes) => hasher.update(bytes),
+            Content::Hole => hasher.update(&Buffer::zeroed(range.len() as usize)),
+        };
+    }
+    ChunkDigest::Data(Digest::from(hasher.finalize()))
+}
+
+impl<T: BlockDevice> Target<T> {
+    async fn zero(&self, range: ByteRange) -> Result<(), tzero_block::Error> {
+        if self.blank {
+            return Ok(());
+        }
+        self.device.write_zeroes(range, Zeroes { may_unmap: true, ..Zeroes::default() }).await
+    }
+
+    /// Writes what is not zero and makes sure that the rest is; tells how many bytes were written.
+    async fn write(&self, parts: Vec<(ByteRange, Content)>) -> Result<u64, tzero_block::Error> {
+        let mut written = 0;
+        for (range, content) in parts {
+            let bytes = match content {
+                Content::Bytes(bytes) => bytes,
+                Content::Hole => {
+                    self.zero(range).await?;
+                    continue;
+                }
+            };
+            let runs = runs_of(&bytes);
+            if let [(whole, false)] = runs.as_slice()
+                && whole.len() == range.len()
+            {
+                self.device.write(range.start(), bytes, false).await.1?;
+                written += range.len();
+                continue;
+            }
+            for (run, zero) in runs {
+                let place = ByteRange::new(range.start() + run.start(), run.len());
+                if zero {
+                    self.zero(place).await?;
+                    continue;
+                }
+                let part = Buffer::copy_of(&bytes[run.start() as usize..run.end() as usize]);
+                self.device.write(place.start(), part, false).await.1?;
+                written += run.len();
+            }
+        }
+        Ok(written)
+    }
+}
+
+/// Cuts bytes into stretches that are all zero (`true`) or are not, in units of [`HOLE`].
+fn runs_of(bytes: &[u8]) -> Vec<(ByteRange, bool)> {
+    let mut runs: Vec<(ByteRange, bool)> = Vec::new();
+    let mut at = 0;
+    for block in bytes.chunks(HOLE) {
+        let (zero, end) = (is_zero(block), at + block.len() as u64);
+        match runs.last_mut() {
+            Some((run, was)) if *was == zero => *run = ByteRange::between(run.start(), end),
+            _ => runs.push((ByteRange::between(at, end), zero)),
+        }
+        at = end;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,499 @@
+//! What an unfinished copy has done so far, so that it can go on with the same T0 after anything.
+//!
+//! The file is described in `docs/formats/journal.md`: a sealed header that says which copy of what this is, then one
+//! record of fixed size for every chunk, appended once the chunk's bytes are in the destination.
+//!
+//! # Invariants
+//! 1. A record is written after the chunk's bytes and before the daemon hears that the chunk is captured. So what was
+//!    released is always in the journal, and what is in the journal is always in the destination.
+//! 2. A record is believed only as a whole, and only in the journal that it was made for: its checksum covers the copy's id.
+//! 3. The last record of a chunk counts. The first record that does not check ends the journal: nothing after it counts.
+//! 4. Whoever writes a destination holds the lock of its journal from before the first byte until after the last rename.
+//! 5. All space is taken at the start: appending needs none.
+//!
+//! Records reach the page cache, not the disk: they survive the writer. After a power loss nothing is taken on trust:
+//! the header names the boot, and on another boot every recorded chunk is read again and compared (see `backup`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tzero_io::{LockError, lock_exclusive};
+
+use crate::digests::{chunk_count, digest_of_zeroes};
+use crate::manifest::{DeviceRecord, ModeAsked, VolumeRecord};
+use crate::{ChunkDigest, CopyId, Timestamp, durable, hex};
+
+const MAGIC: [u8; 8] = *b"TZEROJNL";
+/// Newest version that is read, and the one that is written.
+const VERSION: u32 = 1;
+/// Bytes before the first record.
+pub(crate) const HEADER_LEN: u64 = 16_384;
+const TEXT_AT: usize = 48;
+/// Bytes of a record.
+pub(crate) const RECORD_LEN: usize = 80;
+const CHECKED_LEN: usize = RECORD_LEN - 8;
+/// A chunk has at most this many records: found bad and copied again on as many boots.
+const RECORDS_PER_CHUNK: u64 = 4;
+/// A journal for more chunks than this is refused, so that a forged header cannot ask for memory.
+const MOST_CHUNKS: u64 = 1 << 26;
+
+const DATA: u64 = 1;
+const ZERO: u64 = 2;
+const LOST: u64 = 3;
+
+/// The snapshot that an unfinished copy reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotRecord {
+    /// Stable id (32 hex digits).
+    pub(crate) id: String,
+    /// Name without the volume's.
+    pub(crate) name: String,
+    /// It was made for this copy alone and goes with it.
+    pub(crate) private: bool,
+}
+
+/// The plain file or device that an unfinished copy reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PlainRecord {
+    /// Absolute path.
+    pub(crate) path: PathBuf,
+    /// Its modification time when the copy began, in nanoseconds.
+    pub(crate) modified_ns: i64,
+}
+
+/// Which copy of what this is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct JournalHeader {
+    pub(crate) copy: CopyId,
+    pub(crate) volume: VolumeRecord,
+    pub(crate) snapshot: Option<SnapshotRecord>,
+    pub(crate) plain: Option<PlainRecord>,
+    pub(crate) t0: Timestamp,
+    pub(crate) pause_us: u64,
+    pub(crate) mode_asked: ModeAsked,
+    pub(crate) chunk: u64,
+    /// An existing destination may be replaced at the end.
+    pub(crate) replace: bool,
+    /// Inode of the unfinished image; absent for a device.
+    pub(crate) inode: Option<u64>,
+    /// The device that is being written.
+    pub(crate) device: Option<DeviceRecord>,
+    /// The boot on which the copy began (32 hex digits).
+    pub(crate) boot: String,
+}
+
+impl JournalHeader {
+    pub(crate) fn chunks(&self) -> u64 {
+        chunk_count(self.chunk, self.volume.size)
+    }
+}
+
+/// A chunk that is in the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChunkRecord {
+    pub(crate) digest: ChunkDigest,
+    pub(crate) read: u64,
+    pub(crate) changed: u64,
+    pub(crate) written: u64,
+}
+
+/// Why a journal cannot be used.
+#[derive(Debug)]
+pub(crate) enum JournalFault {
+    /// Another run is writing this destination.
+    Locked,
+    /// The operating system's word.
+    Io(io::Error),
+}
+
+impl From<io::Error> for JournalFault {
+    fn from(source: io::Error) -> Self {
+        Self::Io(source)
+    }
+}
+
+impl fmt::Display for JournalFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Locked => f.write_str("another backup is writing there"),
+            Self::Io(source) => source.fmt(f),
+        }
+    }
+}
+
+/// What an earlier run left in a journal.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(crate) header: JournalHeader,
+    pub(crate) records: BTreeMap<u64, ChunkRecord>,
+    next: u64,
+}
+
+/// The right to write a destination: its journal's lock.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    file: File,
+    path: PathBuf,
+}
+
+impl Claim {
+    /// Locks the journal at `path`, which is made if it was not there.
+    pub(crate) fn take(path: &Path) -> Result<Self, JournalFault> {
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(durable::PRIVATE)
+                .open(path)?;
+            match lock_exclusive(&file) {
+                Ok(()) => {}
+                Err(LockError::Held) => return Err(JournalFault::Locked),
+                Err(LockError::Failed(source)) => return Err(JournalFault::Io(source)),
+            }
+            // The one who held it may have removed it: then the lock is on a file without a name.
+            match fs::metadata(path) {
+                Ok(there) if there.ino() == file.metadata()?.ino() => return Ok(Self { file, path: path.to_owned() }),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+    }
+
+    /// What is in it; `None` where there is nothing that can be believed.
+    pub(crate) fn load(&self) -> io::Result<Option<Left>> {
+        load(&self.file)
+    }
+
+    /// Starts afresh: whatever was in it is gone.
+    pub(crate) fn start(self, header: JournalHeader) -> io::Result<Journal> {
+        let text = serde_json::to_vec(&header).expect("a header has nothing that JSON cannot say");
+        if text.len() > HEADER_LEN as usize - TEXT_AT || header.chunks() > MOST_CHUNKS {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.file.set_len(0)?;
+        // Zeroes, not a hole: space for every record is taken here.
+        let len = HEADER_LEN + header.chunks() * RECORD_LEN as u64;
+        let zeroes = vec![0; 1 << 16];
+        let mut at = 0;
+        while at < len {
+            let now = (len - at).min(zeroes.len() as u64);
+            self.file.write_all_at(&zeroes[..now as usize], at)?;
+            at += now;
+        }
+        let mut head = vec![0; TEXT_AT];
+        head[..8].copy_from_slice(&MAGIC);
+        head[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        head[12..16].copy_from_slice(&(text.len() as u32).to_le_bytes());
+        let seal = seal(&head[..16], &text);
+        head[16..48].copy_from_slice(&seal);
+        head.extend_from_slice(&text);
+        self.file.write_all_at(&head, 0)?;
+        self.file.sync_all()?;
+        durable::sync_parent(&self.path)?;
+        Ok(Journal { file: self.file, path: self.path, header, next: HEADER_LEN })
+    }
+
+    /// Goes on where the earlier run left off.
+    pub(crate) fn resume(self, left: &Left) -> Journal {
+        Journal { file: self.file, path: self.path, header: left.header.clone(), next: left.next }
+    }
+
+    /// Removes the journal. The lock ends with `self`.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        durable::remove(&self.path)
+    }
+}
+
+/// A journal that is being written.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    file: File,
+    path: PathBuf,
+    pub(crate) header: JournalHeader,
+    next: u64,
+}
+
+impl Journal {
+    /// Records that chunk `index` is in the destination.
+    pub(crate) fn append(&mut self, index: u64, record: &ChunkRecord) -> io::Result<()> {
+        let (kind, digest) = match record.digest {
+            ChunkDigest::Data(digest) => (DATA, digest),
+            ChunkDigest::Zero => (ZERO, [0; 32]),
+        };
+        self.put(index, kind, digest, [record.read, record.changed, record.written])
+    }
+
+    /// Takes back what was recorded of chunk `index`.
+    pub(crate) fn append_lost(&mut self, index: u64) -> io::Result<()> {
+        self.put(index, LOST, [0; 32], [0; 3])
+    }
+
+    fn put(&mut self, index: u64, kind: u64, digest: [u8; 32], counts: [u64; 3]) -> io::Result<()> {
+        let mut bytes = [0; RECORD_LEN];
+        bytes[..8].copy_from_slice(&index.to_le_bytes());
+        bytes[8..16].copy_from_slice(&kind.to_le_bytes());
+        bytes[16..48].copy_from_slice(&digest);
+        for (at, count) in (48..).step_by(8).zip(counts) {
+            bytes[at..at + 8].copy_from_slice(&count.to_le_bytes());
+        }
+        let sum = checksum(self.header.copy, &bytes[..CHECKED_LEN]);
+        bytes[CHECKED_LEN..].copy_from_slice(&sum);
+        self.file.write_all_at(&bytes, self.next)?;
+        self.next += RECORD_LEN as u64;
+        Ok(())
+    }
+
+    /// Removes it: the copy is declared or given up.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        durable::remove(&self.path)
+    }
+}
+
+fn seal(head: &[u8], text: &[u8]) -> [u8; 32] {
+    *blake3::Hasher::new().update(head).update(text).finalize().as_bytes()
+}
+
+fn checksum(copy: CopyId, bytes: &[u8]) -> [u8; 8] {
+    let hash = blake3::Hasher::new().update(copy.as_bytes()).update(bytes).finalize();
+    *hash.as_bytes().first_chunk().expect("a digest is longer than eight bytes")
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn load(file: &File) -> io::Result<Option<Left>> {
+    let mut head = vec![0; HEADER_LEN as usize];
+    match file.read_exact_at(&mut head, 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    }
+    let Some(header) = parse_header(&head) else { return Ok(None) };
+    let most = header.chunks() * RECORDS_PER_CHUNK;
+    let mut records = BTreeMap::new();
+    let mut next = HEADER_LEN;
+    let mut reader = BufReader::with_capacity(1 << 16, FileFrom { file, at: HEADER_LEN });
+    let mut bytes = [0; RECORD_LEN];
+    for _ in 0..most {
+        match reader.read_exact(&mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            other => other?,
+        }
+        let Some((index, record)) = parse_record(&header, &bytes) else { break };
+        match record {
+            Some(record) => records.insert(index, record),
+            None => records.remove(&index),
+        };
+        next += RECORD_LEN as u64;
+    }
+    Ok(Some(Left { header, records, next }))
+}
+
+fn parse_header(head: &[u8]) -> Option<JournalHeader> {
+    let version = u32::from_le_bytes(head[8..12].try_into().expect("four bytes"));
+    let len = u32::from_le_bytes(head[12..16].try_into().expect("four bytes")) as usize;
+    if head[..8] != MAGIC || version != VERSION {
+        return None;
+    }
+    let text = head.get(TEXT_AT..TEXT_AT.checked_add(len)?)?;
+    if seal(&head[..16], text) != head[16..48] {
+        return None;
+    }
+    let header: JournalHeader = serde_json::from_slice(text).ok()?;
+    let coherent = header.chunk.is_power_of_two()
+        && header.chunk >= 4096
+        && header.chunks() <= MOST_CHUNKS
+        && header.snapshot.is_some() != header.plain.is_some()
+        && header.inode.is_some() != header.device.is_some()
+        && hex::decode::<16>(&header.boot).is_some();
+    coherent.then_some(header)
+}
+
+/// A record, or (inner `None`) the taking back of one.
+fn parse_record(header: &JournalHeader, bytes: &[u8; RECORD_LEN]) -> Option<(u64, Option<ChunkRecord>)> {
+    if checksum(header.copy, &bytes[..CHECKED_LEN]) != bytes[CHECKED_LEN..] {
+        return None;
+    }
+    let index = word(bytes, 0);
+    if index >= header.chunks() {
+        return None;
+    }
+    let digest = match word(bytes, 8) {
+        DATA => ChunkDigest::Data(bytes[16..48].try_into().expect("32 bytes")),
+        ZERO => ChunkDigest::Zero,
+        LOST => return Some((index, None)),
+        _ => return None,
+    };
+    let record = ChunkRecord { digest, read: word(bytes, 48), changed: word(bytes, 56), written: word(bytes, 64) };
+    Some((index, Some(record)))
+}
+
+impl ChunkDigest {
+    /// The digest itself; `len` is the chunk's length in bytes.
+    pub(crate) fn of_len(self, len: u64) -> crate::Digest {
+        match self {
+            Self::Zero => digest_of_zeroes(len),
+            Self::Data(digest) => digest,
+        }
+    }
+}
+
+struct FileFrom<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for FileFrom<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(into, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+/// What an earlier run left at `path`, without taking its lock: for telling, not for writing.
+pub(crate) fn peek(path: &Path) -> io::Result<Option<Left>> {
+    match File::open(path) {
+        Ok(file) => load(&file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> JournalHeader {
+        JournalHeader {
+            copy: "00112233445566778899aabbccddeeff".parse().unwrap(),
+            volume: VolumeRecord { name: "vm".into(), id: "ab".repeat(16), generation: 1, size: 5 * 4096 - 7 },
+            snapshot: Some(SnapshotRecord { id: "cd".repeat(16), name: "backup-01234567".into(), private: true }),
+            plain: None,
+            t0: Timestamp(5),
+            pause_us: 9,
+            mode_asked: ModeAsked::Auto,
+            chunk: 4096,
+            replace: false,
+            inode: Some(12),
+            device: None,
+            boot: "ef".repeat(16),
+        }
+    }
+
+    fn record(seed: u8) -> ChunkRecord {
+        let digest = if seed == 0 { ChunkDigest::Zero } else { ChunkDigest::Data([seed; 32]) };
+        ChunkRecord { digest, read: 1, changed: 2, written: u64::from(seed) }
+    }
+
+    fn filled(path: &Path) -> Vec<u8> {
+        let mut journal = Claim::take(path).unwrap().start(header()).unwrap();
+        for (index, seed) in [(0, 1), (2, 0), (1, 3)] {
+            journal.append(index, &record(seed)).unwrap();
+        }
+        drop(journal);
+        fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn goes_on_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        filled(&path);
+        let claim = Claim::take(&path).unwrap();
+        let left = claim.load().unwrap().unwrap();
+        assert_eq!(left.header, header());
+        assert_eq!(left.records, BTreeMap::from([(0, record(1)), (1, record(3)), (2, record(0))]));
+        let mut journal = claim.resume(&left);
+        journal.append(4, &record(5)).unwrap();
+        journal.append_lost(0).unwrap();
+        drop(journal);
+        let left = peek(&path).unwrap().unwrap();
+        assert_eq!(left.records.keys().copied().collect::<Vec<_>>(), [1, 2, 4]);
+    }
+
+    #[test]
+    fn torn_at_every_byte_it_keeps_what_was_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let bytes = filled(&path);
+        let torn = dir.path().join("torn");
+        let records_end = HEADER_LEN as usize + 3 * RECORD_LEN;
+        let text_end = TEXT_AT + serde_json::to_vec(&header()).unwrap().len();
+        for len in (0..text_end + 64).chain(HEADER_LEN as usize - 64..records_end + 1) {
+            // Either the file ends there, or it goes on with zeroes.
+            for padded in [false, true] {
+                let mut part = bytes[..len].to_vec();
+                if padded {
+                    part.resize(bytes.len(), 0);
+                }
+                fs::write(&torn, &part).unwrap();
+                let left = peek(&torn).unwrap();
+                if len < text_end || (!padded && len < HEADER_LEN as usize) {
+                    assert!(left.is_none(), "{len}");
+                    continue;
+                }
+                let whole = len.saturating_sub(HEADER_LEN as usize) / RECORD_LEN;
+                assert_eq!(left.unwrap().records.len(), whole, "{len}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_ends_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let bytes = filled(&path);
+        let text_end = TEXT_AT + serde_json::to_vec(&header()).unwrap().len();
+        for at in (0..text_end).chain(HEADER_LEN as usize..HEADER_LEN as usize + 3 * RECORD_LEN) {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x41;
+            fs::write(&path, &bad).unwrap();
+            let left = peek(&path).unwrap();
+            match at.checked_sub(HEADER_LEN as usize) {
+                None => assert!(left.is_none(), "{at}"),
+                Some(at) => assert_eq!(left.unwrap().records.len(), at / RECORD_LEN, "{at}"),
+            }
+        }
+    }
+
+    #[test]
+    fn another_copys_records_are_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let old = filled(&path);
+        let other = JournalHeader { copy: CopyId::random(), ..header() };
+        drop(Claim::take(&path).unwrap().start(other).unwrap());
+        let mut mixed = fs::read(&path).unwrap();
+        mixed[HEADER_LEN as usize..].copy_from_slice(&old[HEADER_LEN as usize..]);
+        fs::write(&path, &mixed).unwrap();
+        assert!(peek(&path).unwrap().unwrap().records.is_empty());
+    }
+
+    #[test]
+    fn one_writer_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let first = Claim::take(&path).unwrap();
+        assert!(matches!(Claim::take(&path), Err(JournalFault::Locked)));
+        first.remove().unwrap();
+        assert!(Claim::take(&path).unwrap().load().unwrap().is_none());
+    }
+
+    #[test]
+    fn space_is_taken_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        drop(Claim::take(&path).unwrap().start(header()).unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().len(), HEADER_LEN + 5 * RECORD_LEN as u64);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+}

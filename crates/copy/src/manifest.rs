@@ -1,0 +1,372 @@
+//! The record of a copy: what it is of, when, how it was made, and what it must read as.
+//!
+//! The file is described in `docs/formats/manifest.md`. Two checks come before any field is believed: the last line seals
+//! every byte before it with a BLAKE3 digest, and the number of digests fits the size.
+//!
+//! Deliberately absent: the image's path. A manifest moves together with the image beside it. (A device's has one, since a
+//! device has no "beside".)
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digests::chunk_count;
+use crate::{CopyId, Digests, Timestamp, hex};
+
+/// Newest version that is read, and the one that is written.
+pub const MANIFEST_VERSION: u32 = 1;
+/// First member of every manifest.
+const FORMAT: &str = "tzero-manifest";
+/// Comes between the sealed bytes and the seal's 64 hex digits.
+const SEAL_HEAD: &str = ",\n  \"digest\": \"";
+/// Comes after them.
+const SEAL_TAIL: &str = "\"\n}\n";
+/// Sizes that a chunk may have, in bytes.
+const CHUNK_SIZES: std::ops::RangeInclusive<u64> = 4096..=(1 << 30);
+/// Longest manifest that is read, in bytes: the digests of 16 TiB of data without a hole.
+pub(crate) const LONGEST_MANIFEST: u64 = 512 << 20;
+
+/// What a copy consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyKind {
+    /// The volume's bytes, one for one.
+    Image,
+}
+
+/// What the operator asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeAsked {
+    /// Whatever fits: `timezero`.
+    #[default]
+    Auto,
+    /// Every block as of T0, captured blocks released.
+    TimeZero,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeUsed {
+    /// Every block as of T0, captured blocks released.
+    TimeZero,
+    /// Plain reads of a file or device that is no volume: there is no T0 but the time at which reading began.
+    Plain,
+}
+
+/// What the copied bytes survive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The session's originals survived the death of processes. (The finished copy itself is flushed in any case.)
+    Process,
+}
+
+/// A volume that a copy is of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// Its name at T0.
+    pub name: String,
+    /// Its stable id (32 hex digits).
+    pub id: String,
+    /// Its base's generation at T0.
+    pub generation: u64,
+    /// Its size at T0 in bytes.
+    pub size: u64,
+}
+
+/// Which file the image is, to tell after a crash whether this manifest's image is in place yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// Inode number when it was made. Means nothing once the image was moved to another file system.
+    pub inode: u64,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+/// The block device that holds a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRecord {
+    /// Path by which it was named.
+    pub path: PathBuf,
+    /// What the system knows it by, across boots where it can tell.
+    pub key: String,
+}
+
+/// Everything that is known of a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    format: String,
+    version: u32,
+    /// The copy's stable name.
+    pub id: CopyId,
+    /// What it consists of.
+    pub kind: CopyKind,
+    /// What it is of.
+    pub volumes: Vec<VolumeRecord>,
+    /// The instant that it shows.
+    pub t0: Timestamp,
+    /// When it was declared.
+    pub completed: Timestamp,
+    /// What was asked for.
+    pub mode_asked: ModeAsked,
+    /// What was done.
+    pub mode_used: ModeUsed,
+    /// Why it is not all that was asked for, if it is not. One sentence.
+    pub reason: Option<String>,
+    /// Bytes read from the source, holes excluded.
+    pub bytes_read: u64,
+    /// Bytes that came from originals because the source had changed.
+    pub bytes_changed: u64,
+    /// Bytes written to the destination, holes excluded.
+    pub bytes_written: u64,
+    /// How long the host was held at T0, in microseconds.
+    pub pause_us: u64,
+    /// Bytes that one digest covers.
+    pub chunk: u64,
+    /// The copy that this one is an increment on.
+    pub parent: Option<CopyId>,
+    /// Last original that belongs to the copy, where it is made of two parts.
+    pub boundary: Option<u64>,
+    /// What the session's originals survived.
+    pub durability: Durability,
+    /// What made it.
+    pub tool: String,
+    /// The image beside the manifest; absent where it is a device.
+    pub image: Option<ImageRecord>,
+    /// The device that holds the copy.
+    pub device: Option<DeviceRecord>,
+    /// Of every chunk, from the volume's start to its end.
+    pub digests: Digests,
+}
+
+/// What a new manifest cannot work out by itself.
+#[derive(Debug)]
+pub(crate) struct ManifestFields {
+    pub(crate) id: CopyId,
+    pub(crate) volume: VolumeRecord,
+    pub(crate) t0: Timestamp,
+    pub(crate) completed: Timestamp,
+    pub(crate) mode_asked: ModeAsked,
+    pub(crate) mode_used: ModeUsed,
+    pub(crate) reason: Option<String>,
+    pub(crate) bytes_read: u64,
+    pub(crate) bytes_changed: u64,
+    pub(crate) bytes_written: u64,
+    pub(crate) pause_us: u64,
+    pub(crate) chunk: u64,
+    pub(crate) image: Option<ImageRecord>,
+    pub(crate) device: Option<DeviceRecord>,
+    pub(crate) digests: Digests,
+}
+
+/// Why bytes are no manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ManifestFault {
+    /// The seal is missing or does not fit what it seals.
+    Seal,
+    /// Made by a newer tzero.
+    Version(u32),
+    /// Sealed, but not what a manifest says.
+    Content,
+}
+
+impl fmt::Display for ManifestFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Seal => f.write_str("it is tampered or truncated: its own digest does not match"),
+            Self::Version(version) => {
+                write!(f, "it has version {version} and this tzero reads up to {MANIFEST_VERSION}; use a newer one")
+            }
+            Self::Content => f.write_str("its contents contradict each other"),
+        }
+    }
+}
+
+impl std::error::Error for ManifestFault {}
+
+#[derive(Deserialize)]
+struct Head {
+    format: String,
+    version: u32,
+}
+
+impl Manifest {
+    pub(crate) fn new(fields: ManifestFields) -> Self {
+        Self {
+            format: FORMAT.to_owned(),
+            version: MANIFEST_VERSION,
+            id: fields.id,
+            kind: CopyKind::Image,
+            volumes: vec![fields.volume],
+            t0: fields.t0,
+            completed: fields.completed,
+            mode_asked: fields.mode_asked,
+            mode_used: fields.mode_used,
+            reason: fields.reason,
+            bytes_read: fields.bytes_read,
+            bytes_changed: fields.bytes_changed,
+            bytes_written: fields.bytes_written,
+            pause_us: fields.pause_us,
+            chunk: fields.chunk,
+            parent: None,
+            boundary: None,
+            durability: Durability::Process,
+            tool: concat!("tzero ", env!("CARGO_PKG_VERSION")).to_owned(),
+            image: fields.image,
+            device: fields.device,
+            digests: fields.digests,
+        }
+    }
+
+    /// The volume that an image is of.
+    pub fn volume(&self) -> &VolumeRecord {
+        &self.volumes[0]
+    }
+
+    /// Length of the image in bytes.
+    pub fn size(&self) -> u64 {
+        self.volume().size
+    }
+
+    /// The bytes of the file.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let json = serde_json::to_string_pretty(self).expect("a manifest has nothing that JSON cannot say");
+        let sealed = json.strip_suffix("\n}").expect("a pretty object ends so");
+        let seal = blake3::hash(sealed.as_bytes());
+        [sealed, SEAL_HEAD, &hex::encode(seal.as_bytes()), SEAL_TAIL].concat().into_bytes()
+    }
+
+    /// Reads the bytes of the file.
+    ///
+    /// # Errors
+    /// Whatever the bytes are, this tells what is wrong with them.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, ManifestFault> {
+        let (sealed, seal) = bytes
+            .strip_suffix(SEAL_TAIL.as_bytes())
+            .and_then(|bytes| bytes.split_last_chunk::<64>())
+            .and_then(|(head, seal)| Some((head.strip_suffix(SEAL_HEAD.as_bytes())?, seal)))
+            .ok_or(ManifestFault::Seal)?;
+        let seal = std::str::from_utf8(seal).ok().and_then(hex::decode::<32>).ok_or(ManifestFault::Seal)?;
+        if *blake3::hash(sealed).as_bytes() != seal {
+            return Err(ManifestFault::Seal);
+        }
+        let json = [sealed, b"\n}"].concat();
+        let head: Head = serde_json::from_slice(&json).map_err(|_| ManifestFault::Content)?;
+        if head.format != FORMAT {
+            return Err(ManifestFault::Content);
+        }
+        if head.version > MANIFEST_VERSION {
+            return Err(ManifestFault::Version(head.version));
+        }
+        let manifest: Self = serde_json::from_slice(&json).map_err(|_| ManifestFault::Content)?;
+        if manifest.is_coherent() { Ok(manifest) } else { Err(ManifestFault::Content) }
+    }
+
+    fn is_coherent(&self) -> bool {
+        let [volume] = self.volumes.as_slice() else { return false };
+        CHUNK_SIZES.contains(&self.chunk)
+            && self.chunk.is_power_of_two()
+            && self.digests.len() == chunk_count(self.chunk, volume.size)
+            && hex::decode::<16>(&volume.id).is_some()
+            && self.image.is_none_or(|image| image.size == volume.size)
+            && self.image.is_some() != self.device.is_some()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::ChunkDigest;
+
+    pub(crate) fn example() -> Manifest {
+        Manifest::new(ManifestFields {
+            id: "000102030405060708090a0b0c0d0e0f".parse().unwrap(),
+            volume: VolumeRecord { name: "vm".into(), id: "ab".repeat(16), generation: 3, size: (9 << 20) + 512 },
+            t0: Timestamp(1_700_000_000_123_456_789),
+            completed: Timestamp(1_700_000_060_000_000_000),
+            mode_asked: ModeAsked::Auto,
+            mode_used: ModeUsed::TimeZero,
+            reason: None,
+            bytes_read: 5 << 20,
+            bytes_changed: 4096,
+            bytes_written: 1 << 20,
+            pause_us: 87,
+            chunk: 4 << 20,
+            image: Some(ImageRecord { inode: 77, size: (9 << 20) + 512 }),
+            device: None,
+            digests: [ChunkDigest::Zero, ChunkDigest::Data([9; 32]), ChunkDigest::Zero].into_iter().collect(),
+        })
+    }
+
+    #[test]
+    fn written_and_read_back() {
+        let manifest = example();
+        let bytes = manifest.encode();
+        assert_eq!(Manifest::decode(&bytes), Ok(manifest));
+        let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(json["format"], "tzero-manifest");
+        assert_eq!(json["mode_used"], "timezero");
+        assert_eq!(json["t0"], "2023-11-14T22:13:20.123456789Z");
+        assert!(json["parent"].is_null() && json["boundary"].is_null());
+        assert_eq!(json["digest"].as_str().map(str::len), Some(64));
+    }
+
+    #[test]
+    fn every_truncation_is_noticed() {
+        let bytes = example().encode();
+        for len in 0..bytes.len() {
+            assert_eq!(Manifest::decode(&bytes[..len]), Err(ManifestFault::Seal), "{len}");
+        }
+    }
+
+    #[test]
+    fn every_changed_byte_is_noticed() {
+        let bytes = example().encode();
+        for at in 0..bytes.len() {
+            for flip in [1, 0x20, 0x80, 0xff] {
+                let mut bad = bytes.clone();
+                bad[at] ^= flip;
+                assert_eq!(Manifest::decode(&bad), Err(ManifestFault::Seal), "{at}");
+            }
+        }
+        assert_eq!(Manifest::decode(&[bytes.as_slice(), b" "].concat()), Err(ManifestFault::Seal));
+    }
+
+    fn resealed(change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+        let mut json: serde_json::Value = serde_json::from_slice(&example().encode()).unwrap();
+        json.as_object_mut().unwrap().remove("digest");
+        change(&mut json);
+        let text = serde_json::to_string_pretty(&json).unwrap();
+        let sealed = text.strip_suffix("\n}").unwrap();
+        let seal = hex::encode(blake3::hash(sealed.as_bytes()).as_bytes());
+        [sealed, SEAL_HEAD, &seal, SEAL_TAIL].concat().into_bytes()
+    }
+
+    #[test]
+    fn a_forger_who_can_seal_is_still_checked() {
+        assert!(Manifest::decode(&resealed(|_| {})).is_ok());
+        assert_eq!(Manifest::decode(&resealed(|json| json["version"] = 2.into())), Err(ManifestFault::Version(2)));
+        let huge = u64::MAX;
+        for (field, value) in [
+            ("format", "other".into()),
+            ("chunk", 0.into()),
+            ("chunk", 12345.into()),
+            ("chunk", (1u64 << 62).into()),
+            ("digests", serde_json::json!([format!("0*{huge}")])),
+            ("digests", serde_json::json!(["0*2"])),
+            ("volumes", serde_json::json!([])),
+            ("image", serde_json::json!({"inode": 1, "size": 3})),
+            ("id", "short".into()),
+            ("surprise", 1.into()),
+        ] {
+            let forged = resealed(|json| json[field] = value.clone());
+            assert_eq!(Manifest::decode(&forged), Err(ManifestFault::Content), "{field}: {value}");
+        }
+        let forged = resealed(|json| json["volumes"][0]["size"] = huge.into());
+        assert_eq!(Manifest::decode(&forged), Err(ManifestFault::Content));
+    }
+}

@@ -1,0 +1,153 @@
+//! A mover's side of its conversation with the daemon (`tzero_api::mover`). Every step has a time limit.
+//!
+//! Deliberately absent: what is copied. A session only begins, reports and ends.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use tzero_api::mover::{Begun, Descriptors, LONGEST_LINE, Reply, Request};
+use tzero_block::ByteRange;
+use tzero_io::descriptors;
+
+use crate::error::DaemonFault;
+
+/// How long the daemon may take to accept a connection, and to take a line.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// How long it may take to answer. Taking a snapshot waits for requests in flight at T0, which a slow base may hold up.
+const ANSWER_TIME: Duration = Duration::from_secs(120);
+/// Most ranges in one line.
+const RANGES_PER_LINE: usize = 4096;
+
+/// A connection whose snapshot stands as long as it is not finished or abandoned.
+#[derive(Debug)]
+pub(crate) struct Session {
+    stream: UnixStream,
+    /// Received and not yet used.
+    pending: Vec<u8>,
+}
+
+/// What a begun session has.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) session: Session,
+    pub(crate) begun: Begun,
+    pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+impl Session {
+    /// Connects to the daemon's mover socket and sends the first request, `Begin` or `Resume`.
+    pub(crate) fn open(socket: &Path, request: &Request) -> Result<Opened, DaemonFault> {
+        let stream = connect(socket)?;
+        let mut session = Self { stream, pending: Vec::new() };
+        session.send(request)?;
+        match session.receive()? {
+            (Reply::Begun(begun), descriptors) if descriptors.len() == Descriptors::COUNT => {
+                Ok(Opened { session, begun: *begun, descriptors })
+            }
+            (reply, _) => Err(unexpected(reply)),
+        }
+    }
+
+    /// Reports ranges that are safe in the destination and recorded in the journal.
+    pub(crate) fn captured(&mut self, ranges: &[ByteRange]) -> Result<(), DaemonFault> {
+        for ranges in ranges.chunks(RANGES_PER_LINE) {
+            let ranges = ranges.iter().map(|range| (range.start(), range.len())).collect();
+            self.send(&Request::Captured { ranges })?;
+            match self.receive()?.0 {
+                Reply::Released => {}
+                reply => return Err(unexpected(reply)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks whether the snapshot still stands, unbroken.
+    pub(crate) fn check(&mut self) -> Result<(), DaemonFault> {
+        self.send(&Request::Check)?;
+        match self.receive()?.0 {
+            Reply::Good => Ok(()),
+            reply => Err(unexpected(reply)),
+        }
+    }
+
+    /// The copy is declared.
+    pub(crate) fn finish(self) -> Result<(), DaemonFault> {
+        self.end(&Request::Finish)
+    }
+
+    /// The copy is given up.
+    pub(crate) fn abandon(self) -> Result<(), DaemonFault> {
+        self.end(&Request::Abandon)
+    }
+
+    fn end(mut self, request: &Request) -> Result<(), DaemonFault> {
+        self.send(request)?;
+        match self.receive()?.0 {
+            Reply::Finished => Ok(()),
+            reply => Err(unexpected(reply)),
+        }
+    }
+
+    fn send(&mut self, request: &Request) -> Result<(), DaemonFault> {
+        let mut line = serde_json::to_vec(request).expect("a request has nothing that JSON cannot say");
+        line.push(b'\n');
+        self.stream.write_all(&line).map_err(fault)
+    }
+
+    /// The next line, and the descriptors that came with its bytes.
+    fn receive(&mut self) -> Result<(Reply, Vec<OwnedFd>), DaemonFault> {
+        let mut descriptors = Vec::new();
+        let mut part = [0; 1 << 14];
+        let end = loop {
+            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+                break end;
+            }
+            if self.pending.len() > LONGEST_LINE {
+                return Err(DaemonFault::Protocol);
+            }
+            let (count, received) = descriptors::recv(&self.stream, &mut part).map_err(fault)?;
+            if count == 0 {
+                return Err(DaemonFault::Lost(io::ErrorKind::UnexpectedEof.into()));
+            }
+            descriptors.extend(received);
+            self.pending.extend_from_slice(&part[..count]);
+        };
+        let line: Vec<u8> = self.pending.drain(..=end).collect();
+        serde_json::from_slice(&line).map(|reply| (reply, descriptors)).map_err(|_| DaemonFault::Protocol)
+    }
+}
+
+fn unexpected(reply: Reply) -> DaemonFault {
+    match reply {
+        Reply::Failed { code, message } => DaemonFault::Refused { code, message },
+        _ => DaemonFault::Protocol,
+    }
+}
+
+fn fault(source: io::Error) -> DaemonFault {
+    match source.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => DaemonFault::Silent,
+        io::ErrorKind::InvalidData => DaemonFault::Protocol,
+        _ => DaemonFault::Lost(source),
+    }
+}
+
+/// A unix socket's connect waits as long as the listener's queue is full, so it happens on a thread that can be left alone.
+fn connect(socket: &Path) -> Result<UnixStream, DaemonFault> {
+    let (sender, receiver) = mpsc::channel();
+    let path = socket.to_owned();
+    thread::Builder::new()
+        .name("connect".into())
+        .spawn(move || sender.send(UnixStream::connect(path)))
+        .map_err(DaemonFault::Unreachable)?;
+    let stream = receiver.recv_timeout(CONNECT_TIME).map_err(|_| DaemonFault::Silent)?;
+    let stream = stream.map_err(DaemonFault::Unreachable)?;
+    stream.set_read_timeout(Some(ANSWER_TIME)).map_err(DaemonFault::Unreachable)?;
+    stream.set_write_timeout(Some(CONNECT_TIME)).map_err(DaemonFault::Unreachable)?;
+    Ok(stream)
+}

@@ -1,0 +1,212 @@
+//! Where the files of a copy are, and how a new copy takes its place.
+//!
+//! ```text
+//!   PATH                  the image                     only ever appears by a rename or link
+//!   PATH.tzero            its manifest
+//!   PATH.tzero-partial    an image that is being made   ┐ both under the journal's lock
+//!   PATH.tzero-journal    what of it is done            ┘
+//!   PATH.tzero.new        manifest of the image that is about to take its place
+//! ```
+//! For a block device the image is the device, and `STATE/devices/KEY.tzero` and `STATE/journals/KEY.tzero-journal` take the
+//! places of manifest and journal.
+//!
+//! # Invariants
+//! 1. (INV-9) Image and new manifest are durable before the image takes its name; that is the instant of declaration.
+//! 2. The manifest that belongs to the image at `PATH` is the new one if that names the image's inode and size, else
+//!    `PATH.tzero`. So a crash between the two renames leaves a good copy, which the next load completes.
+//! 3. What stands at `PATH` is replaced only by a complete image, and only where that was asked for.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{FileAction, Refusal};
+use crate::manifest::{DeviceRecord, ImageRecord, LONGEST_MANIFEST, Manifest, ManifestFault};
+use crate::{Error, durable, placement};
+
+/// Suffix of a manifest.
+pub(crate) const MANIFEST_SUFFIX: &str = ".tzero";
+
+/// The places of one copy's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Site {
+    /// The image, or the device.
+    pub(crate) image: PathBuf,
+    pub(crate) manifest: PathBuf,
+    /// Where the image is made: beside it, or the device itself.
+    pub(crate) partial: PathBuf,
+    pub(crate) journal: PathBuf,
+    pub(crate) device: Option<DeviceRecord>,
+}
+
+impl Site {
+    /// Of an image at `path`, which need not exist; its directory must. A block device's records are in `state`.
+    ///
+    /// # Errors
+    /// When `path` is neither a file nor a block device, or cannot be looked at.
+    pub(crate) fn of_image(path: &Path, state: &Path) -> Result<Self, Error> {
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.file_type().is_block_device() => Self::of_device(path, metadata.rdev(), state),
+            Ok(metadata) if metadata.is_file() => {
+                fs::canonicalize(path).map(Self::of_file).map_err(Error::file(FileAction::Open, path))
+            }
+            Ok(_) => Err(Error::refused(path, Refusal::NotAFile)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let name = path.file_name().ok_or_else(|| Error::refused(path, Refusal::NotAFile))?;
+                if fs::symlink_metadata(path).is_ok() {
+                    // A link that leads nowhere.
+                    return Err(Error::refused(path, Refusal::NotAFile));
+                }
+                let directory =
+                    fs::canonicalize(durable::parent(path)).map_err(Error::file(FileAction::Create, path))?;
+                Ok(Self::of_file(directory.join(name)))
+            }
+            Err(error) => Err(Error::file(FileAction::Open, path)(error)),
+        }
+    }
+
+    fn of_file(image: PathBuf) -> Self {
+        Self {
+            manifest: durable::with_suffix(&image, MANIFEST_SUFFIX),
+            partial: durable::with_suffix(&image, ".tzero-partial"),
+            journal: durable::with_suffix(&image, ".tzero-journal"),
+            image,
+            device: None,
+        }
+    }
+
+    fn of_device(path: &Path, number: u64, state: &Path) -> Result<Self, Error> {
+        let path = fs::canonicalize(path).map_err(Error::file(FileAction::Open, path))?;
+        let key = placement::device_key(number).map_err(Error::file(FileAction::Open, &path))?;
+        Ok(Self::of_known_device(DeviceRecord { path, key }, state))
+    }
+
+    /// Of a device by what a manifest says of it. It need not be there.
+    pub(crate) fn of_known_device(device: DeviceRecord, state: &Path) -> Self {
+        Self {
+            image: device.path.clone(),
+            partial: device.path.clone(),
+            manifest: state.join("devices").join(format!("{}{MANIFEST_SUFFIX}", device.key)),
+            journal: state.join("journals").join(format!("{}.tzero-journal", device.key)),
+            device: Some(device),
+        }
+    }
+
+    /// Makes the directories that a device's records need.
+    pub(crate) fn prepare(&self) -> Result<(), Error> {
+        if self.device.is_some() {
+            for file in [&self.manifest, &self.journal] {
+                let directory = durable::parent(file);
+                durable::create_directory(directory).map_err(Error::file(FileAction::Create, directory))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fresh(&self) -> PathBuf {
+        durable::with_suffix(&self.manifest, ".new")
+    }
+
+    /// The manifest of what stands at the image's place, if that is a copy.
+    ///
+    /// # Errors
+    /// When there is one that cannot be used.
+    pub(crate) fn load(&self) -> Result<Option<Manifest>, Error> {
+        if let Some(manifest) = self.fresh_in_place() {
+            // The run that made it did not come to this. Where it cannot be done (a read-only medium) nothing is lost.
+            let _ = durable::rename(&self.fresh(), &self.manifest);
+            return Ok(Some(manifest));
+        }
+        read_manifest(&self.manifest)
+    }
+
+    /// The new manifest, if its image is in place.
+    fn fresh_in_place(&self) -> Option<Manifest> {
+        let manifest = read_manifest(&self.fresh()).ok().flatten()?;
+        let image = fs::metadata(&self.image).ok()?;
+        let record = manifest.image?;
+        (record == ImageRecord { inode: image.ino(), size: image.len() }).then_some(manifest)
+    }
+
+    /// Makes the finished image at [`Site::partial`] the copy. Its bytes must be durable. Called under the journal's lock.
+    ///
+    /// # Errors
+    /// When something appeared at the image's place and `replace` is not set, or a file cannot be written; whatever stood at
+    /// the image's place still does.
+    pub(crate) fn declare(&self, manifest: &Manifest, replace: bool) -> Result<(), Error> {
+        let bytes = manifest.encode();
+        if self.device.is_some() {
+            return durable::replace(&self.manifest, &bytes).map_err(Error::file(FileAction::Write, &self.manifest));
+        }
+        let fresh = self.fresh();
+        durable::write(&fresh, &bytes).map_err(Error::file(FileAction::Write, &fresh))?;
+        self.put_in_place(replace)?;
+        match durable::rename(&fresh, &self.manifest) {
+            // Someone who loaded the copy meanwhile was quicker.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match self.load()? {
+                Some(there) if there.id == manifest.id => Ok(()),
+                _ => Err(Error::file(FileAction::Rename, &fresh)(error)),
+            },
+            other => other.map_err(Error::file(FileAction::Rename, &fresh)),
+        }
+    }
+
+    fn put_in_place(&self, replace: bool) -> Result<(), Error> {
+        if !replace {
+            // A link never replaces anything, which a rename cannot promise.
+            match fs::hard_link(&self.partial, &self.image) {
+                Ok(()) => {
+                    durable::sync_parent(&self.image).map_err(Error::file(FileAction::Rename, &self.image))?;
+                    return durable::remove(&self.partial).map_err(Error::file(FileAction::Remove, &self.partial));
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    return Err(Error::refused(&self.image, Refusal::NoCopyOfIt));
+                }
+                // A file system without links.
+                Err(_) if fs::symlink_metadata(&self.image).is_ok() => {
+                    return Err(Error::refused(&self.image, Refusal::NoCopyOfIt));
+                }
+                Err(_) => {}
+            }
+        }
+        durable::rename(&self.partial, &self.image).map_err(Error::file(FileAction::Rename, &self.image))
+    }
+
+    /// Removes what an unfinished copy left, the journal excepted. Called under the journal's lock.
+    pub(crate) fn discard_partial(&self) -> Result<(), Error> {
+        let fresh = self.fresh();
+        durable::remove(&fresh).map_err(Error::file(FileAction::Remove, &fresh))?;
+        if self.device.is_none() {
+            durable::remove(&self.partial).map_err(Error::file(FileAction::Remove, &self.partial))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the empty image that a copy fills. Called under the journal's lock, after [`Site::discard_partial`].
+    pub(crate) fn create_partial(&self, size: u64) -> Result<fs::File, Error> {
+        let create = || {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(durable::PRIVATE)
+                .open(&self.partial)?;
+            file.set_len(size)?;
+            durable::sync_parent(&self.partial)?;
+            Ok(file)
+        };
+        create().map_err(Error::file(FileAction::Create, &self.partial))
+    }
+}
+
+/// A manifest file; `None` where there is none.
+pub(crate) fn read_manifest(path: &Path) -> Result<Option<Manifest>, Error> {
+    let fault = |fault| Error::Manifest { path: path.to_owned(), fault };
+    match durable::read(path, LONGEST_MANIFEST) {
+        Ok(bytes) => Manifest::decode(&bytes).map(Some).map_err(fault),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(fault(ManifestFault::Seal)),
+        Err(error) => Err(Error::file(FileAction::Read, path)(error)),
+    }
+}

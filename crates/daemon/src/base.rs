@@ -1,0 +1,129 @@
+//! Opening what a volume stands on.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tzero_io::{LockError, system};
+
+use crate::identity::BaseIdentity;
+
+/// Bases are made of whole sectors of this many bytes.
+const SECTOR: u64 = 512;
+/// How long requests that a killed daemon left in the kernel may hold the lock at start.
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_STEP: Duration = Duration::from_millis(20);
+
+/// A base, open for reading and writing, and locked.
+#[derive(Debug)]
+pub(crate) struct OpenBase {
+    pub(crate) file: File,
+    pub(crate) identity: BaseIdentity,
+}
+
+/// Why a base cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BaseError {
+    #[error("the base {} does not exist: create it first, or correct the path", .0.display())]
+    Missing(PathBuf),
+    #[error("the base {} is neither a file nor a block device", .0.display())]
+    Kind(PathBuf),
+    #[error("the base {} cannot be opened for reading and writing: {source}", .path.display())]
+    Unopenable { path: PathBuf, source: io::Error },
+    #[error("the base {} is in use: unmount it, or stop the program that holds it", .0.display())]
+    InUse(PathBuf),
+    #[error("the base {} is read-only and a volume must be writable", .0.display())]
+    ReadOnly(PathBuf),
+    #[error("the base {} allows no direct I/O ({source}): leave --direct out", .path.display())]
+    NotDirect { path: PathBuf, source: io::Error },
+    #[error("the base {} is empty: give it a size first", .0.display())]
+    Empty(PathBuf),
+    #[error("the base {} is {size} bytes long, which is not a multiple of {SECTOR}: extend or cut it", .path.display())]
+    Unaligned { path: PathBuf, size: u64 },
+    #[error("the base {} is locked by another process: stop what serves or restores it", .0.display())]
+    Locked(PathBuf),
+}
+
+/// Whether to wait for a lock that a killed daemon's last requests still hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    None,
+    Linger,
+}
+
+/// Opens, checks and locks the base at `path`. Blocking.
+pub(crate) fn open(path: &Path, direct: bool, patience: Patience) -> Result<OpenBase, BaseError> {
+    let unopenable = |source| BaseError::Unopenable { path: path.into(), source };
+    let kind = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BaseError::Missing(path.into())),
+        other => other.map_err(unopenable)?.file_type(),
+    };
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(BaseError::Kind(path.into()));
+    }
+    let exclusive = if kind.is_block_device() { system::EXCLUSIVE } else { 0 };
+    let file = match open_with(path, exclusive | if direct { system::DIRECT } else { 0 }) {
+        Err(source) if direct && source.kind() == io::ErrorKind::InvalidInput => {
+            return Err(BaseError::NotDirect { path: path.into(), source });
+        }
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(BaseError::InUse(path.into())),
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => return Err(BaseError::ReadOnly(path.into())),
+        other => other.map_err(unopenable)?,
+    };
+    if kind.is_block_device() && system::device_is_read_only(&file).map_err(unopenable)? {
+        return Err(BaseError::ReadOnly(path.into()));
+    }
+    let identity = BaseIdentity::of(&file).map_err(unopenable)?;
+    match identity.size() {
+        0 => return Err(BaseError::Empty(path.into())),
+        size if size % SECTOR != 0 => return Err(BaseError::Unaligned { path: path.into(), size }),
+        _ => {}
+    }
+    lock(&file, path, patience)?;
+    Ok(OpenBase { file, identity })
+}
+
+fn open_with(path: &Path, flags: i32) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+}
+
+/// Locks an open file, waiting for a killed daemon's last requests where told to.
+pub(crate) fn lock(file: &File, path: &Path, patience: Patience) -> Result<(), BaseError> {
+    let deadline = Instant::now() + if patience == Patience::Linger { LINGER } else { Duration::ZERO };
+    loop {
+        match tzero_io::lock_exclusive(file) {
+            Ok(()) => return Ok(()),
+            Err(LockError::Held) if Instant::now() < deadline => thread::sleep(LINGER_STEP),
+            Err(LockError::Held) => return Err(BaseError::Locked(path.into())),
+            Err(LockError::Failed(source)) => return Err(BaseError::Unopenable { path: path.into(), source }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_volume_can_stand_on() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("base");
+        let attempt = |path: &Path| open(path, false, Patience::None);
+        assert!(matches!(attempt(&path), Err(BaseError::Missing(_))));
+        assert!(matches!(attempt(scratch.path()), Err(BaseError::Kind(_))));
+        assert!(matches!(attempt(Path::new("/dev/null")), Err(BaseError::Kind(_))));
+        fs::write(&path, "").unwrap();
+        assert!(matches!(attempt(&path), Err(BaseError::Empty(_))));
+        fs::write(&path, [0; 513]).unwrap();
+        assert!(matches!(attempt(&path), Err(BaseError::Unaligned { size: 513, .. })));
+        fs::write(&path, [0; 1024]).unwrap();
+        let held = attempt(&path).unwrap();
+        assert_eq!(held.identity.size(), 1024);
+        assert!(matches!(attempt(&path), Err(BaseError::Locked(_))));
+        drop(held);
+        attempt(&path).unwrap();
+    }
+}

@@ -1,0 +1,198 @@
+//! The daemon from its start to its end.
+//!
+//! ```text
+//! lock the state ─▶ data threads ─▶ volumes (recovery) ─▶ sockets ─▶ ready
+//!   signal ─▶ no new client ─▶ requests in flight end ─▶ volumes are closed (clean stop on record) ─▶ sockets go
+//! ```
+
+use std::fs;
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tzero_api::{Exit, StatePaths};
+use tzero_nbd::{Limits, Server};
+
+use crate::address::Address;
+use crate::config::Config;
+use crate::directory::{StateDirectory, StateError};
+use crate::exports::Offered;
+use crate::listener::{self, ListenError};
+use crate::platform::{CrashPlan, CrashPlanError};
+use crate::record::RecordError;
+use crate::threads::DataThreads;
+use crate::volume::Opening;
+use crate::volumes::{LiesOn, Volumes};
+use crate::{control, movers, notify};
+
+/// How long requests in flight have to end, and once more for their answers.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long connections have to end; then the end goes on without them.
+const CONNECTIONS: Duration = Duration::from_millis(4500);
+/// How long all of the end may take.
+const END: Duration = Duration::from_millis(9500);
+
+/// What to serve, and where.
+pub struct ServeOptions {
+    /// The state directory, an absolute path.
+    pub state: PathBuf,
+    /// The configuration.
+    pub config: Config,
+    /// Where to listen, instead of where the configuration says; both empty: on the state directory's socket.
+    pub nbd: Vec<Address>,
+    /// Whether bytes written at a path would land on an open file or device.
+    pub lies_on: LiesOn,
+}
+
+/// Why the daemon did not start, or did not end in good order.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The state directory.
+    #[error("{0}")]
+    State(#[from] StateError),
+    /// What is remembered of the volumes.
+    #[error("{0}")]
+    Records(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// NBD.
+    #[error("{0}")]
+    Listen(#[from] ListenError),
+    /// The sockets for commands and movers, threads, signals.
+    #[error("the daemon cannot start: {0}")]
+    Setup(#[from] io::Error),
+    /// A crash test that is none.
+    #[error("{0}")]
+    CrashPlan(#[from] CrashPlanError),
+    /// The end took too long, or a volume could not be closed.
+    #[error("the daemon ended without a clean stop of every volume: after a power failure their snapshots would be lost")]
+    Unclean,
+}
+
+impl ServeError {
+    /// How the command ends.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::CrashPlan(_) => Exit::Usage,
+            _ => Exit::Failed,
+        }
+    }
+}
+
+impl From<RecordError> for ServeError {
+    fn from(error: RecordError) -> Self {
+        Self::Records(Box::new(error))
+    }
+}
+
+/// What the daemon's servers share.
+pub(crate) struct Daemon {
+    pub(crate) paths: StatePaths,
+    pub(crate) threads: Arc<DataThreads>,
+    pub(crate) volumes: Arc<Volumes>,
+    listening: OnceLock<Vec<Address>>,
+}
+
+impl Daemon {
+    /// Where NBD clients connect.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.listening.get().into_iter().flatten().map(Address::to_string).collect()
+    }
+}
+
+/// Serves until a signal (SIGTERM, SIGINT, SIGHUP) ends it. `ready` is called once, when every volume is served and every socket listens.
+///
+/// # Errors
+/// See [`ServeError`].
+pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> Result<(), ServeError> {
+    let crash = CrashPlan::from_environment()?;
+    let state = StateDirectory::open(&options.state)?;
+    let opening = Opening { boot_id: tzero_io::system::boot_id()?, crash };
+    let threads = Arc::new(DataThreads::start()?);
+    let volumes = Volumes::new(state.paths().clone(), Arc::clone(&threads), opening, options.lies_on);
+    let daemon = Arc::new(Daemon {
+        paths: state.paths().clone(),
+        threads: Arc::clone(&threads),
+        volumes: Arc::new(volumes),
+        listening: OnceLock::new(),
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let served = runtime.block_on(run(&daemon, options, ready));
+    // Threads that look at originals, or wait for a stuck disk, are not waited for.
+    runtime.shutdown_background();
+    threads.stop();
+    served
+}
+
+async fn run(daemon: &Arc<Daemon>, options: ServeOptions, ready: impl FnOnce()) -> Result<(), ServeError> {
+    let ended = end_signal()?;
+    daemon.volumes.start(&options.config).await?;
+
+    let limits = Limits { grace: GRACE, ..Limits::default() };
+    let server = Arc::new(Server::new(Offered(Arc::clone(&daemon.volumes)), limits));
+    let control = control::listen(&daemon.paths.control_socket())?;
+    movers::serve(Arc::clone(daemon))?;
+    let mut listening = Vec::new();
+    for address in wanted(&options, &daemon.paths) {
+        listening.push(listener::listen(&address, &daemon.threads, &server).await?);
+    }
+    let sockets = listener::socket_paths(&listening);
+    let _ = daemon.listening.set(listening);
+    let answering = tokio::spawn(control::serve(control, Arc::clone(daemon)));
+
+    tracing::info!(state = %daemon.paths.root().display(), nbd = ?daemon.addresses(), "ready");
+    ready();
+    tell(notify::READY);
+    let signal = ended.await;
+    tracing::info!("{signal}: stopping");
+    tell(notify::STOPPING);
+    let clean = tokio::time::timeout(END, stop(daemon, &server)).await.unwrap_or(false);
+    answering.abort();
+    for socket in sockets.into_iter().chain([daemon.paths.control_socket(), daemon.paths.mover_socket()]) {
+        // A stale socket is removed at the next start.
+        let _ = fs::remove_file(socket);
+    }
+    if clean { Ok(()) } else { Err(ServeError::Unclean) }
+}
+
+fn wanted(options: &ServeOptions, paths: &StatePaths) -> Vec<Address> {
+    let asked = if options.nbd.is_empty() { &options.config.nbd } else { &options.nbd };
+    if asked.is_empty() { vec![Address::Unix(paths.nbd_socket())] } else { asked.clone() }
+}
+
+/// Lets requests in flight end and closes the volumes; says whether every one was closed in good order.
+async fn stop(daemon: &Daemon, server: &Server<Offered>) -> bool {
+    daemon.volumes.stopping.store(true, Ordering::Release);
+    server.shut_down();
+    if tokio::time::timeout(CONNECTIONS, server.ended()).await.is_err() {
+        tracing::warn!("{} clients did not end in time", server.connections());
+    }
+    daemon.volumes.close().await == 0
+}
+
+fn end_signal() -> io::Result<impl Future<Output = &'static str>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        std::future::poll_fn(|cx| {
+            let signals = [("SIGTERM", &mut terminate), ("SIGINT", &mut interrupt), ("SIGHUP", &mut hangup)];
+            for (name, signal) in signals {
+                if signal.poll_recv(cx).is_ready() {
+                    return std::task::Poll::Ready(name);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    })
+}
+
+fn tell(news: &str) {
+    if let Err(error) = notify::tell(news) {
+        tracing::warn!("the service manager cannot be told {news}: {error}");
+    }
+}

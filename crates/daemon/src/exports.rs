@@ -1,0 +1,107 @@
+//! What NBD clients see: `VOLUME`, read-write, and `VOLUME@SNAPSHOT`, read-only.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tzero_block::{ByteRange, Export, ExportError, ExportInfo, ExportSummary, Exports, Extent, Zeroes};
+use tzero_engine::{HostSession, View};
+use tzero_io::Buffer;
+
+use crate::platform::Production;
+use crate::volume::{Condition, Use, is_surfaced};
+use crate::volumes::Volumes;
+
+/// One client's use of a volume or of a snapshot's view.
+pub(crate) struct Session {
+    kind: Kind,
+    _used: Use,
+}
+
+enum Kind {
+    Host(HostSession<Production>),
+    View(View<Production>),
+}
+
+/// All volumes and their surfaced snapshots, as an NBD server owns them.
+pub(crate) struct Offered(pub(crate) Arc<Volumes>);
+
+impl Exports for Offered {
+    type Session = Session;
+
+    fn list(&self) -> Vec<ExportSummary> {
+        let mut list = Vec::new();
+        for volume in self.0.all() {
+            let Condition::Serving(serving) = &volume.condition else { continue };
+            let base = volume.record.as_ref().map(|record| record.base.display().to_string()).unwrap_or_default();
+            list.push(ExportSummary { name: volume.name.to_string(), description: format!("volume on {base}") });
+            for snapshot in serving.engine.snapshots().iter().filter(|snapshot| is_surfaced(snapshot)) {
+                let name = format!("{}@{}", volume.name, snapshot.name);
+                list.push(ExportSummary { description: format!("snapshot of {}", volume.name), name });
+            }
+        }
+        list
+    }
+
+    fn open(&self, name: &str) -> Result<Session, ExportError> {
+        if self.0.stopping.load(Ordering::Acquire) {
+            return Err(ExportError::ShuttingDown);
+        }
+        let (volume, snapshot) = match name.split_once('@') {
+            Some((volume, snapshot)) => (volume, Some(snapshot)),
+            None => (name, None),
+        };
+        self.0.with(volume, |volume| {
+            let Condition::Serving(serving) = &volume.condition else { return Err(ExportError::Unknown) };
+            let Some(snapshot) = snapshot else {
+                return Ok(Session { kind: Kind::Host(serving.engine.session()), _used: volume.used(None) });
+            };
+            let info = serving.engine.snapshot(snapshot).filter(is_surfaced).ok_or(ExportError::Unknown)?;
+            let view = serving.engine.view(snapshot).map_err(|_| ExportError::Unknown)?;
+            Ok(Session { kind: Kind::View(view), _used: volume.used(Some(info.id)) })
+        })
+        .ok_or(ExportError::Unknown)?
+    }
+}
+
+macro_rules! delegate {
+    ($self:ident, $session:ident => $call:expr) => {
+        match &$self.kind {
+            Kind::Host($session) => $call,
+            Kind::View($session) => $call,
+        }
+    };
+}
+
+impl Export for Session {
+    fn info(&self) -> &ExportInfo {
+        delegate!(self, session => session.info())
+    }
+
+    async fn read(&self, offset: u64, buffer: Buffer) -> (Buffer, Result<(), ExportError>) {
+        delegate!(self, session => session.read(offset, buffer).await)
+    }
+
+    async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), ExportError>) {
+        delegate!(self, session => session.write(offset, buffer, fua).await)
+    }
+
+    async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), ExportError> {
+        delegate!(self, session => session.write_zeroes(range, zeroes).await)
+    }
+
+    async fn trim(&self, range: ByteRange, fua: bool) -> Result<(), ExportError> {
+        delegate!(self, session => session.trim(range, fua).await)
+    }
+
+    async fn flush(&self) -> Result<(), ExportError> {
+        delegate!(self, session => session.flush().await)
+    }
+
+    async fn prefetch(&self, range: ByteRange) -> Result<(), ExportError> {
+        delegate!(self, session => session.prefetch(range).await)
+    }
+
+    async fn block_status(&self, range: ByteRange) -> Result<Vec<Extent>, ExportError> {
+        delegate!(self, session => session.block_status(range).await)
+    }
+}

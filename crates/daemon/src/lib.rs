@@ -1,0 +1,33 @@
+//! The daemon: state directory, recovery, configuration, and the servers for NBD clients, commands and movers.
+//!
+//! It forwards and saves originals; it moves no bulk data. A request of a host never leaves the data thread ([`threads`]) that its
+//! connection was given to: [`listener`] → `tzero_nbd` → [`exports`] → `tzero_engine`. Commands ([`control`]) and movers
+//! ([`movers`]) come in on threads of their own and hand work to the data threads.
+//!
+//! Deliberately absent: standard output, arguments and the terminal, which are the binary's; and copies, which are the mover's.
+
+mod address;
+mod base;
+mod config;
+mod control;
+mod daemon;
+mod directory;
+mod exports;
+mod identity;
+mod listener;
+mod movers;
+mod notify;
+mod platform;
+mod record;
+mod refusal;
+mod threads;
+mod volume;
+mod volumes;
+
+pub use address::{Address, AddressError};
+pub use config::{Config, ConfigError, VolumeConfig};
+pub use daemon::{ServeError, ServeOptions, serve};
+pub use directory::StateError;
+pub use listener::ListenError;
+pub use platform::CrashPlanError;
+pub use volumes::LiesOn;

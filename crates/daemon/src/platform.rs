@@ -1,0 +1,94 @@
+//! What the engine stands on in the daemon: real files, real clocks, and the places where a test may kill the process.
+
+use std::future::{Future, ready};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tzero_block::FileDevice;
+use tzero_engine::{Platform, Point};
+use tzero_io::{Directory, system};
+
+/// Environment variable of crash tests: `POINT:N` kills the daemon, as `kill -9` does, when it passes the point for the Nth time.
+const CRASH: &str = "TZERO_TEST_CRASH";
+
+/// Where a crash test wants the process to die.
+#[derive(Debug)]
+pub(crate) struct CrashPlan {
+    point: Point,
+    left: AtomicU64,
+}
+
+/// Why a crash plan is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{CRASH}={0:?} is not POINT:N with one of the engine's points and a number from 1")]
+pub struct CrashPlanError(String);
+
+impl CrashPlan {
+    /// The plan of the environment, if there is one.
+    pub(crate) fn from_environment() -> Result<Option<Arc<Self>>, CrashPlanError> {
+        match std::env::var(CRASH) {
+            Ok(text) if !text.is_empty() => Self::parse(&text).map(|plan| Some(Arc::new(plan))),
+            _ => Ok(None),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, CrashPlanError> {
+        let bad = || CrashPlanError(text.into());
+        let (name, count) = text.rsplit_once(':').ok_or_else(bad)?;
+        let point = Point::ALL.iter().copied().find(|point| point.name() == name).ok_or_else(bad)?;
+        let left = count.parse().ok().filter(|count| *count > 0).ok_or_else(bad)?;
+        Ok(Self { point, left: AtomicU64::new(left) })
+    }
+
+    fn pass(&self, point: Point) {
+        if point == self.point && self.left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            system::kill_self();
+        }
+    }
+}
+
+/// The real platform.
+pub(crate) struct Production {
+    pub(crate) crash: Option<Arc<CrashPlan>>,
+}
+
+impl Platform for Production {
+    type Base = FileDevice;
+    type Cache = FileDevice;
+    type Storage = Directory;
+
+    fn monotonic_ns(&self) -> u64 {
+        system::monotonic_ns()
+    }
+
+    fn wall_ns(&self) -> u64 {
+        system::wall_ns()
+    }
+
+    fn random_id(&self) -> [u8; 16] {
+        system::random_id()
+    }
+
+    fn point(&self, point: Point) -> impl Future<Output = ()> {
+        if let Some(crash) = &self.crash {
+            crash.pass(point);
+        }
+        ready(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_name_a_point_and_a_count() {
+        for point in Point::ALL {
+            let plan = CrashPlan::parse(&format!("{}:3", point.name())).unwrap();
+            assert_eq!((plan.point, plan.left.into_inner()), (*point, 3));
+        }
+        for bad in ["", "entry", "entry:0", "entry:x", "nowhere:1", ":1"] {
+            assert!(CrashPlan::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What is remembered of a volume: `volumes/NAME/volume.json`.
+//!
+//! Written beside, made durable and renamed, so that it is there in full, old or new. A directory whose name holds a `~` (which no
+//! volume's name does) is one that was being removed; it is swept at start.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tzero_api::{Name, StatePaths};
+
+use crate::identity::{BaseIdentity, CleanStop};
+
+/// Version of the file that this program writes, and the only one it reads.
+const VERSION: u32 = 1;
+const FILE: &str = "volume.json";
+const GONE: &str = "~gone";
+/// The engine's own files.
+const ENGINE: &str = "state";
+/// The original cache, where it has no directory of its own.
+const CACHE: &str = "originals";
+
+/// A volume as it is remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VolumeRecord {
+    /// Version of this format.
+    pub(crate) version: u32,
+    /// Stable id, 32 hexadecimal digits.
+    pub(crate) id: String,
+    pub(crate) name: Name,
+    pub(crate) base: PathBuf,
+    pub(crate) grain: u32,
+    pub(crate) direct: bool,
+    pub(crate) cache_dir: Option<PathBuf>,
+    pub(crate) cache_limit: Option<u64>,
+    /// From the configuration file.
+    pub(crate) declared: bool,
+    pub(crate) generation: u64,
+    /// Absent until the base has been opened for the first time.
+    pub(crate) identity: Option<BaseIdentity>,
+    /// What the base looked like when a daemon last let go of it in good order; absent while one is serving it.
+    pub(crate) clean: Option<CleanStop>,
+}
+
+/// Why a record cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error("{} cannot be read or written: {source}", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{} is damaged: {source}; restore the file, or remove its directory to forget the volume", .path.display())]
+    Malformed { path: PathBuf, source: serde_json::Error },
+    #[error("{} has format {version} and this program reads {VERSION}: use the version that wrote it", .path.display())]
+    Version { path: PathBuf, version: u32 },
+    #[error("{} speaks of volume {found}: the directory was renamed or copied; undo that", .path.display())]
+    Name { path: PathBuf, found: Name },
+}
+
+/// One volume's directory.
+#[derive(Clone, Debug)]
+pub(crate) struct VolumeDirectory {
+    path: PathBuf,
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> RecordError {
+    let path = path.to_owned();
+    |source| RecordError::Io { path, source }
+}
+
+impl VolumeDirectory {
+    pub(crate) fn new(state: &StatePaths, name: &Name) -> Self {
+        Self { path: state.volume(name) }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the engine keeps its files.
+    pub(crate) fn engine(&self) -> PathBuf {
+        self.path.join(ENGINE)
+    }
+
+    /// Where the original cache is.
+    pub(crate) fn cache(&self, record: &VolumeRecord) -> PathBuf {
+        match &record.cache_dir {
+            Some(directory) => directory.join(format!("{}-{}.originals", record.name, record.id)),
+            None => self.path.join(CACHE),
+        }
+    }
+
+    /// Makes the directory and its first record.
+    pub(crate) fn create(&self, record: &VolumeRecord) -> Result<(), RecordError> {
+        for path in [self.path.clone(), self.engine()] {
+            DirBuilder::new().mode(0o700).recursive(true).create(&path).map_err(failed(&path))?;
+        }
+        self.write(record)?;
+        sync_parent(&self.path).map_err(failed(&self.path))
+    }
+
+    pub(crate) fn write(&self, record: &VolumeRecord) -> Result<(), RecordError> {
+        let path = self.path.join(FILE);
+        let beside = self.path.join(format!("{FILE}~new"));
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+            serde_json::to_writer_pretty(&mut file, record)?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|source| RecordError::Io { path: path.clone(), source })
+    }
+
+    pub(crate) fn read(&self) -> Result<VolumeRecord, RecordError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let path = self.path.join(FILE);
+        let bytes = fs::read(&path).map_err(failed(&path))?;
+        let malformed = |source| RecordError::Malformed { path: path.clone(), source };
+        let Versioned { version } = serde_json::from_slice(&bytes).map_err(malformed)?;
+        if version != VERSION {
+            return Err(RecordError::Version { path, version });
+        }
+        let record: VolumeRecord = serde_json::from_slice(&bytes).map_err(malformed)?;
+        if self.path.file_name() != Some(record.name.as_str().as_ref()) {
+            return Err(RecordError::Name { path, found: record.name });
+        }
+        Ok(record)
+    }
+
+    /// Forgets the volume: from the rename on it is gone, whatever happens to its files.
+    pub(crate) fn remove(&self, record: &VolumeRecord) -> Result<(), RecordError> {
+        let mut gone = self.path.clone().into_os_string();
+        gone.push(GONE);
+        let gone = PathBuf::from(gone);
+        fs::rename(&self.path, &gone).map_err(failed(&self.path))?;
+        sync_parent(&self.path).map_err(failed(&self.path))?;
+        discard(&gone, Some(record)).map_err(failed(&gone))
+    }
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+fn discard(gone: &Path, record: Option<&VolumeRecord>) -> io::Result<()> {
+    if let Some(record) = record.filter(|record| record.cache_dir.is_some()) {
+        match fs::remove_file(VolumeDirectory { path: gone.into() }.cache(record)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::remove_dir_all(gone)
+}
+
+/// A new record.
+pub(crate) fn new_record(id: String, request: &tzero_api::control::AddVolume, declared: bool) -> VolumeRecord {
+    VolumeRecord {
+        version: VERSION,
+        id,
+        name: request.name.clone(),
+        base: request.base.clone(),
+        grain: request.grain.map_or(tzero_api::control::DEFAULT_GRAIN, |grain| grain.0 as u32),
+        direct: request.direct,
+        cache_dir: request.cache_dir.clone(),
+        cache_limit: request.cache_limit.map(|limit| limit.0),
+        declared,
+        generation: 1,
+        identity: None,
+        clean: None,
+    }
+}
+
+/// The names of all volumes that are remembered, sorted. Finishes removals that were interrupted.
+pub(crate) fn remembered(state: &StatePaths) -> Result<Vec<Name>, RecordError> {
+    let root = state.volumes();
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&root).map_err(failed(&root))? {
+        let path = entry.map_err(failed(&root))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        if name.ends_with(GONE) {
+            let record = fs::read(path.join(FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            discard(&path, record.as_ref()).map_err(failed(&path))?;
+        } else if let Ok(name) = name.parse() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use tzero_api::Size;
+    use tzero_api::control::AddVolume;
+
+    use super::*;
+
+    fn record(name: &str, cache_dir: Option<PathBuf>) -> VolumeRecord {
+        let request = AddVolume {
+            name: name.parse().unwrap(),
+            base: "/dev/null".into(),
+            grain: Some(Size(512)),
+            cache_dir,
+            cache_limit: Some(Size(1 << 20)),
+            direct: true,
+        };
+        new_record("0123456789abcdef0123456789abcdef".into(), &request, false)
+    }
+
+    #[test]
+    fn kept_and_forgotten() {
+        let scratch = tempfile::tempdir().unwrap();
+        let state = StatePaths::new(scratch.path());
+        fs::create_dir(state.volumes()).unwrap();
+        let fast = scratch.path().join("fast");
+        fs::create_dir(&fast).unwrap();
+
+        let written = record("v.1", Some(fast.clone()));
+        let directory = VolumeDirectory::new(&state, &written.name);
+        directory.create(&written).unwrap();
+        fs::write(directory.cache(&written), "x").unwrap();
+        assert_eq!(directory.read().unwrap(), written);
+        let mode = fs::metadata(directory.path().join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(remembered(&state).unwrap(), std::slice::from_ref(&written.name));
+
+        directory.remove(&written).unwrap();
+        assert_eq!(remembered(&state).unwrap(), []);
+        assert_eq!(fs::read_dir(fast).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_interrupted_removal_is_finished() {
+        let scratch = tempfile::tempdir().unwrap();
+        let state = StatePaths::new(scratch.path());
+        fs::create_dir(state.volumes()).unwrap();
+        let written = record("v", None);
+        let directory = VolumeDirectory::new(&state, &written.name);
+        directory.create(&written).unwrap();
+        let gone = state.volumes().join("v~gone");
+        fs::rename(directory.path(), &gone).unwrap();
+        assert_eq!(remembered(&state).unwrap(), []);
+        assert!(!gone.exists());
+    }
+
+    #[test]
+    fn a_wrong_record_is_refused() {
+        let scratch = tempfile::tempdir().unwrap();
+        let state = StatePaths::new(scratch.path());
+        fs::create_dir(state.volumes()).unwrap();
+        let mut written = record("v", None);
+        let directory = VolumeDirectory::new(&state, &written.name);
+        directory.create(&written).unwrap();
+
+        written.version = 9;
+        directory.write(&written).unwrap();
+        assert!(matches!(directory.read(), Err(RecordError::Version { version: 9, .. })));
+        fs::write(directory.path().join(FILE), "{\"version\":1,").unwrap();
+        assert!(matches!(directory.read(), Err(RecordError::Malformed { .. })));
+        directory.write(&record("w", None)).unwrap();
+        assert!(matches!(directory.read(), Err(RecordError::Name { .. })));
+    }
+}

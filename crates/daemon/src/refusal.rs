@@ -1,0 +1,89 @@
+//! Why the daemon refuses what it was asked for.
+
+use std::path::PathBuf;
+
+use tzero_api::{Code, Failure, Name, SnapshotPath};
+use tzero_engine::SnapshotError;
+
+use crate::base::BaseError;
+use crate::record::RecordError;
+
+/// A refusal; its text is the sentence that the operator gets.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("there is no volume {0}: `tzero volume list` shows them all")]
+    NoVolume(Name),
+    #[error("there is no snapshot {0}: `tzero snapshot list` shows them all")]
+    NoSnapshot(SnapshotPath),
+    #[error("the name {0} is taken by another volume: choose another, or remove that one first")]
+    VolumeTaken(Name),
+    #[error("there is a snapshot {0} already: choose another name, or delete that one first")]
+    SnapshotTaken(SnapshotPath),
+    #[error("snapshot names like {0} belong to backups: choose another")]
+    Reserved(Name),
+    #[error("the grain {0} is not a power of two from 512 to 1M")]
+    Grain(u64),
+    #[error("the path {} is relative: give it from the root", .0.display())]
+    Relative(PathBuf),
+    #[error("the cache limit 0 leaves no room for originals: give at least one grain")]
+    NoRoom,
+    #[error("{} is the base of volume {volume} already: a base holds one volume", .base.display())]
+    BaseTaken { base: PathBuf, volume: Name },
+    #[error("{0}")]
+    Base(#[from] BaseError),
+    #[error("the cache directory {} cannot be used: {source}", .path.display())]
+    CacheDirectory { path: PathBuf, source: std::io::Error },
+    #[error("the cache directory {} lies on the base {} itself, so saving an original would change the volume: choose another", .path.display(), .base.display())]
+    CacheOnBase { path: PathBuf, base: PathBuf },
+    #[error("the state directory {} lies on the base {} itself, so saving an original would change the volume: give a --cache-dir elsewhere, and keep the state elsewhere too", .path.display(), .base.display())]
+    StateOnBase { path: PathBuf, base: PathBuf },
+    #[error("{0}")]
+    Record(#[from] RecordError),
+    #[error("the originals of volume {volume} cannot be opened at {}: {source}", .path.display())]
+    Cache { volume: Name, path: PathBuf, source: std::io::Error },
+    #[error("the originals of volume {volume} at {} are in use by another process", .path.display())]
+    CacheLocked { volume: Name, path: PathBuf },
+    #[error("volume {volume} cannot be opened: {source}")]
+    Open { volume: Name, source: tzero_engine::OpenError },
+    #[error("volume {volume} is not served: {reason}")]
+    NotServed { volume: Name, reason: Box<str> },
+    #[error("volume {volume} has {count} snapshots: delete them first (`tzero snapshot list`)")]
+    HasSnapshots { volume: Name, count: usize },
+    #[error("{count} clients are connected to volume {volume}: disconnect them first")]
+    HasClients { volume: Name, count: u64 },
+    #[error("volume {0} is being changed by another command: try again")]
+    BeingChanged(Name),
+    #[error("volume {volume} cannot be closed: {source}")]
+    Close { volume: Name, source: std::io::Error },
+    #[error("the snapshot {path} cannot be made or changed: {source}")]
+    Snapshot { path: SnapshotPath, source: SnapshotError },
+    #[error("the daemon is stopping: try again when it runs")]
+    Stopping,
+    #[error("the request is malformed: {0}")]
+    Malformed(#[from] serde_json::Error),
+    #[error("the request is malformed: {0}")]
+    Name(#[from] tzero_api::NameError),
+}
+
+impl Refusal {
+    /// The stable word for programs.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::NoVolume(_) | Self::NoSnapshot(_) => Code::Unknown,
+            Self::VolumeTaken(_) | Self::SnapshotTaken(_) | Self::BaseTaken { .. } => Code::Taken,
+            Self::Reserved(_) | Self::Grain(_) | Self::Relative(_) | Self::NoRoom | Self::Malformed(_) | Self::Name(_) => Code::Invalid,
+            Self::HasSnapshots { .. }
+            | Self::HasClients { .. }
+            | Self::BeingChanged(_)
+            | Self::Base(BaseError::Locked(_) | BaseError::InUse(_)) => Code::Busy,
+            Self::NotServed { .. } | Self::Stopping => Code::Unavailable,
+            _ => Code::Failed,
+        }
+    }
+}
+
+impl From<&Refusal> for Failure {
+    fn from(refusal: &Refusal) -> Self {
+        Self { code: refusal.code(), message: refusal.to_string() }
+    }
+}

@@ -1,0 +1,202 @@
+//! What the host does to a volume: reads pass through (R23), changes are admitted, save what snapshots need, and go to the base (R62).
+//!
+//! # Invariants
+//! 1. A change registers before anything about it is decided, and leaves when its base write is done.
+//! 2. The only error a host sees is its base's.
+//! 3. Trim is advice: over pending grains it is not taken, so that it saves nothing and changes nothing.
+//!
+//! A front-end drives every change to its end, even if its client is gone: a change that is dropped half-way would leave while the base write is
+//! still under way.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tzero_block::{
+    BlockDevice, ByteRange, Error, Export, ExportError, ExportInfo, Extent, Fault, Zeroes,
+};
+use tzero_io::Buffer;
+use tzero_originals::{Epoch, GrainIndex};
+
+use crate::admission::{Lane, Ticket};
+use crate::platform::Platform;
+use crate::points::{Event, Planted, Point};
+use crate::volume::Volume;
+
+/// Requests of this size are served best, in bytes.
+const PREFERRED: u32 = 4096;
+
+/// One client's use of a volume.
+pub struct HostSession<P: Platform> {
+    volume: Arc<Volume<P>>,
+    lane: Arc<Lane>,
+    info: ExportInfo,
+}
+
+impl<P: Platform> HostSession<P> {
+    pub(crate) fn new(volume: Arc<Volume<P>>) -> Self {
+        let info = ExportInfo {
+            name: volume.name.clone(),
+            description: String::new(),
+            size: volume.size(),
+            read_only: false,
+            minimum_block: volume.base.geometry().alignment.min(512),
+            preferred_block: PREFERRED,
+        };
+        Self { lane: volume.admission.lane(), volume, info }
+    }
+
+    async fn admit(&self, range: ByteRange) -> Ticket<'_> {
+        let platform = &self.volume.platform;
+        platform.point(Point::Arrived).await;
+        let ticket = self.volume.admission.admit(&self.lane, range).await;
+        platform.observe(Event::Admitted { tag: ticket.tag() });
+        ticket
+    }
+
+    /// Admits a change and saves what it would destroy. The ticket must live until the base write is done.
+    async fn prepare(&self, range: ByteRange, spare_holes: bool) -> Ticket<'_> {
+        let volume = &self.volume;
+        if volume.platform.planted(Planted::BitsTestedBeforeRegistering) {
+            let pending = volume.pending.any(volume.grains.touched(range));
+            volume.platform.point(Point::Arrived).await;
+            let ticket = self.admit(range).await;
+            if pending {
+                volume.save(range, ticket.tag(), &BTreeSet::new()).await;
+            }
+            return ticket;
+        }
+        let ticket = self.admit(range).await;
+        volume.platform.point(Point::Admitted).await;
+        if volume.pending.any(volume.grains.touched(range)) {
+            let spared = if spare_holes { volume.holes(range, ticket.tag()).await } else { BTreeSet::new() };
+            volume.save(range, ticket.tag(), &spared).await;
+        }
+        volume.platform.point(Point::BaseWrite).await;
+        ticket
+    }
+}
+
+impl<P: Platform> Export for HostSession<P> {
+    fn info(&self) -> &ExportInfo {
+        &self.info
+    }
+
+    async fn read(&self, offset: u64, buffer: Buffer) -> (Buffer, Result<(), ExportError>) {
+        let (buffer, result) = self.volume.base.read(offset, buffer).await;
+        (buffer, result.map_err(host_error))
+    }
+
+    async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), ExportError>) {
+        let ticket = self.prepare(ByteRange::new(offset, buffer.len() as u64), false).await;
+        let (buffer, result) = self.volume.base.write(offset, buffer, fua).await;
+        self.volume.platform.point(Point::BaseWritten).await;
+        drop(ticket);
+        (buffer, result.map_err(host_error))
+    }
+
+    async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), ExportError> {
+        let ticket = if self.volume.platform.planted(Planted::ZeroesNotSaved) {
+            self.admit(range).await
+        } else {
+            self.prepare(range, true).await
+        };
+        let result = self.volume.base.write_zeroes(range, zeroes).await;
+        self.volume.platform.point(Point::BaseWritten).await;
+        drop(ticket);
+        result.map_err(host_error)
+    }
+
+    async fn trim(&self, range: ByteRange, fua: bool) -> Result<(), ExportError> {
+        let ticket = self.admit(range).await;
+        self.volume.platform.point(Point::Admitted).await;
+        for free in self.volume.not_pending(range, ticket.tag()) {
+            self.volume.platform.point(Point::BaseWrite).await;
+            self.volume.base.discard(free).await.map_err(host_error)?;
+        }
+        self.volume.platform.point(Point::BaseWritten).await;
+        drop(ticket);
+        if fua { self.flush().await } else { Ok(()) }
+    }
+
+    async fn flush(&self) -> Result<(), ExportError> {
+        self.volume.base.flush().await.map_err(host_error)
+    }
+
+    async fn prefetch(&self, _range: ByteRange) -> Result<(), ExportError> {
+        // The base's own cache decides; a hint that it could use would have to be part of the device's contract.
+        Ok(())
+    }
+
+    async fn block_status(&self, range: ByteRange) -> Result<Vec<Extent>, ExportError> {
+        self.volume.base.extents(range).await.map_err(host_error)
+    }
+}
+
+impl<P: Platform> Volume<P> {
+    /// Grains of `range` that are a hole in the base and covered whole: zeroing them changes no byte, so there is nothing to save. The bits stay.
+    ///
+    /// The answer cannot grow stale in a way that matters: straddlers have landed, a change of the same or a later epoch that puts data there
+    /// saves the hole first.
+    async fn holes(&self, range: ByteRange, tag: Epoch) -> BTreeSet<u64> {
+        self.admission.landed(range, tag).await;
+        let Ok(extents) = self.base.extents(range).await else { return BTreeSet::new() };
+        let holes: BTreeSet<u64> = extents
+            .iter()
+            .filter(|extent| extent.hole)
+            .flat_map(|extent| self.grains.covered(extent.range))
+            .collect();
+        if !holes.is_empty() {
+            self.platform.observe(Event::HoleLeft);
+        }
+        holes
+    }
+
+    /// What of `range` no snapshot can need from the base, as ranges.
+    fn not_pending(&self, range: ByteRange, tag: Epoch) -> Vec<ByteRange> {
+        let touched = self.grains.touched(range);
+        if !self.pending.any(touched.clone()) || self.platform.planted(Planted::TrimNotHeldBack) {
+            return vec![range];
+        }
+        let claims = self.lock();
+        let mut free: Vec<Range<u64>> = Vec::new();
+        let mut held_back = false;
+        for grain in touched {
+            let pending = claims.contains(&grain)
+                || self.pending.test_filled(grain, false)
+                    && self.snapshots.any_needing(
+                        self.grains,
+                        GrainIndex(grain),
+                        self.originals.newest(GrainIndex(grain)),
+                        tag,
+                    )
+                || self.admission.straddles(self.grains.range(GrainIndex(grain)), tag);
+            match free.last_mut() {
+                _ if pending => held_back = true,
+                Some(last) if last.end == grain => last.end = grain + 1,
+                _ => free.push(grain..grain + 1),
+            }
+        }
+        drop(claims);
+        if held_back {
+            self.platform.observe(Event::TrimHeldBack);
+        }
+        free.into_iter()
+            .filter_map(|run| {
+                let start = self.grains.range(GrainIndex(run.start)).start();
+                let end = self.grains.range(GrainIndex(run.end - 1)).end();
+                ByteRange::between(start, end).intersection(range)
+            })
+            .collect()
+    }
+}
+
+/// What the host is told of its base's failure.
+fn host_error(error: Error) -> ExportError {
+    match &error.fault {
+        Fault::OutOfRange | Fault::Unaligned => ExportError::Invalid,
+        Fault::Unsupported => ExportError::Unsupported,
+        Fault::System(_) if error.is_no_space() => ExportError::NoSpace,
+        Fault::System(_) => ExportError::Io,
+    }
+}

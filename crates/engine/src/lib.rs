@@ -1,0 +1,24 @@
+//! Volumes and their snapshots: admission, pending bits, saving, views, release, recovery.
+//!
+//! This is what stands in the host's I/O path. It knows no protocol and no destination: front-ends call it through `block`'s export
+//! traits, movers read what it wrote.
+
+mod admission;
+mod control;
+mod host;
+mod pending;
+mod platform;
+mod points;
+mod recovery;
+mod save;
+mod snapshots;
+mod view;
+mod volume;
+
+pub use control::{SnapshotKind, is_valid_name};
+pub use host::HostSession;
+pub use platform::Platform;
+pub use points::{Event, Planted, Point};
+pub use snapshots::{SnapshotInfo, SnapshotState};
+pub use view::View;
+pub use volume::{MapLine, OpenError, Recovered, SnapshotError, Statistics, Volume, VolumeOptions};

@@ -1,0 +1,40 @@
+//! What the engine stands on: real in the daemon, virtual in the simulator.
+
+use std::future::{Future, ready};
+
+use tzero_block::BlockDevice;
+use tzero_io::Storage;
+
+use crate::points::{Event, Planted, Point};
+
+/// Devices, state, clocks and hooks of one volume.
+pub trait Platform: Send + Sync + 'static {
+    /// The host's bytes.
+    type Base: BlockDevice;
+    /// Payloads of originals.
+    type Cache: BlockDevice;
+    /// Map, snapshot table, released sets.
+    type Storage: Storage;
+
+    /// Nanoseconds on a clock that never goes back.
+    fn monotonic_ns(&self) -> u64;
+
+    /// Nanoseconds since the Unix epoch.
+    fn wall_ns(&self) -> u64;
+
+    /// A fresh id.
+    fn random_id(&self) -> [u8; 16];
+
+    /// A moment at which others may run.
+    fn point(&self, _point: Point) -> impl Future<Output = ()> {
+        ready(())
+    }
+
+    /// Whether a fault is planted.
+    fn planted(&self, _fault: Planted) -> bool {
+        false
+    }
+
+    /// Something has happened.
+    fn observe(&self, _event: Event) {}
+}

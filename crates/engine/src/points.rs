@@ -1,0 +1,239 @@
+//! Named moments: where a schedule may switch tasks, where a test may kill the process, and what may be planted or seen there.
+//!
+//! In production every hook compiles to nothing, or to one relaxed load.
+
+use tzero_originals::{BrokenReason, Epoch, GrainIndex, Sequence, SnapshotId};
+
+macro_rules! points {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// A moment between two steps whose order matters.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Point { $($(#[$doc])* $name,)* }
+
+        impl Point {
+            /// All of them.
+            pub const ALL: &[Point] = &[$(Point::$name,)*];
+
+            /// Its name in tests.
+            pub const fn name(self) -> &'static str {
+                match self { $(Point::$name => $text,)* }
+            }
+        }
+    };
+}
+
+points! {
+    /// A request has come; it is not registered.
+    Arrived = "arrived",
+    /// It is registered and has its tag; no bit is tested.
+    Admitted = "admitted",
+    /// Nothing of it is pending any more; the base write comes next.
+    BaseWrite = "base-write",
+    /// The base write is done; the request is still registered.
+    BaseWritten = "base-written",
+    /// Grains are claimed; their originals come next.
+    Claimed = "claimed",
+    /// The originals are read.
+    OriginalRead = "original-read",
+    /// Slots are chosen.
+    Reserved = "reserved",
+    /// The payload is in the cache.
+    Payload = "payload",
+    /// The entries are published in the map.
+    Entry = "entry",
+    /// The entries are in the index; the bits come next.
+    Indexed = "indexed",
+    /// The bits are cleared and the claims given back.
+    Bit = "bit",
+    /// A save has failed; the marks come next.
+    SaveFailed = "save-failed",
+    /// The snapshots that need the original are marked broken.
+    Broken = "broken",
+    /// The record of a new snapshot is written, its slot still free.
+    CreatePrepared = "create-prepared",
+    /// The snapshot stands.
+    Create = "create",
+    /// A snapshot's record is cleared; its originals are still there.
+    Delete = "delete",
+    /// Some of what nobody needs is freed.
+    Swept = "swept",
+    /// A captured range is recorded; the bits come next.
+    Capture = "capture",
+    /// The bits of a captured range are cleared; its originals come next.
+    CaptureCleared = "capture-cleared",
+    /// The originals of a captured range are freed.
+    CaptureFreed = "capture-freed",
+    /// A snapshot is ended.
+    Ended = "ended",
+    /// A view's request has come.
+    ViewArrived = "view-arrived",
+    /// A view has read the base; it has not looked at the map.
+    ViewBaseRead = "view-base-read",
+    /// A view knows its originals.
+    ViewResolved = "view-resolved",
+    /// A view has its bytes; the last check comes next.
+    ViewOverlaid = "view-overlaid",
+    /// The state of a volume is open; nothing is decided.
+    RecoveryOpened = "recovery-opened",
+    /// Snapshots that cannot be right any more are marked.
+    RecoveryMarked = "recovery-marked",
+    /// Originals are found, the unwanted freed.
+    RecoveryIndexed = "recovery-indexed",
+    /// A clean stop has synced everything; it is not recorded.
+    CloseSynced = "close-synced",
+}
+
+/// What is deliberately done wrong, to show that the simulator would notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Planted {
+    /// A view looks at the map before it reads the base.
+    MapLookedUpFirst,
+    /// A later original of a grain and epoch replaces the first.
+    LastOriginalWins,
+    /// A bit is cleared before the entry is visible.
+    BitClearedBeforeEntry,
+    /// A request tests bits before it registers.
+    BitsTestedBeforeRegistering,
+    /// A bit is cleared by a decision from before an arming.
+    ArmThenStaleClear,
+    /// Freeing looks only at the snapshot that goes.
+    SlotReusedWhileNeeded,
+    /// A view reads a released grain from the base.
+    ReleasedServedFromBase,
+    /// A release is recorded after the bits are cleared.
+    ReleasePersistedAfterClear,
+    /// An ended snapshot takes an entry from after its end.
+    EndedTakesLaterEntry,
+    /// A save does not wait for straddlers.
+    SaveIgnoresStraddlers,
+    /// A view does not wait for straddlers.
+    ViewIgnoresStraddlers,
+    /// The second first-writer of a grain does not wait for the first.
+    SecondWriterDoesNotWait,
+    /// A payload is written after its entry is published.
+    PayloadAfterEntry,
+    /// A failed save breaks nothing.
+    FailedSaveIgnored,
+    /// Trim passes through over pending grains.
+    TrimNotHeldBack,
+    /// Write-zeroes saves nothing.
+    ZeroesNotSaved,
+    /// A view does not check again at last.
+    ViewWithoutLastCheck,
+    /// The short grain at the end of the device is forgotten.
+    LastGrainForgotten,
+    /// An original that cannot be read from the base is saved as zeroes.
+    BadOriginalAsZeroes,
+}
+
+impl Planted {
+    /// All of them.
+    pub const ALL: &[Planted] = &[
+        Self::MapLookedUpFirst,
+        Self::LastOriginalWins,
+        Self::BitClearedBeforeEntry,
+        Self::BitsTestedBeforeRegistering,
+        Self::ArmThenStaleClear,
+        Self::SlotReusedWhileNeeded,
+        Self::ReleasedServedFromBase,
+        Self::ReleasePersistedAfterClear,
+        Self::EndedTakesLaterEntry,
+        Self::SaveIgnoresStraddlers,
+        Self::ViewIgnoresStraddlers,
+        Self::SecondWriterDoesNotWait,
+        Self::PayloadAfterEntry,
+        Self::FailedSaveIgnored,
+        Self::TrimNotHeldBack,
+        Self::ZeroesNotSaved,
+        Self::ViewWithoutLastCheck,
+        Self::LastGrainForgotten,
+        Self::BadOriginalAsZeroes,
+    ];
+}
+
+/// What has just happened, for whoever watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A host change was registered with this tag; in the same step.
+    Admitted {
+        /// Its tag.
+        tag: Epoch,
+    },
+    /// A snapshot stands from here on.
+    Armed {
+        /// Its epoch.
+        epoch: Epoch,
+        /// Requests in flight that belong before it.
+        straddlers: usize,
+    },
+    /// An original is published.
+    Published {
+        /// Its grain.
+        grain: GrainIndex,
+        /// Its tag.
+        tag: Epoch,
+        /// Its sequence.
+        sequence: Sequence,
+        /// Where in the cache, if anywhere.
+        cache_offset: Option<u64>,
+    },
+    /// An original was freed.
+    Freed {
+        /// Its grain.
+        grain: GrainIndex,
+        /// Where it was in the cache, if anywhere.
+        cache_offset: Option<u64>,
+    },
+    /// A bit was cleared.
+    BitCleared {
+        /// Its grain.
+        grain: GrainIndex,
+    },
+    /// A bit was kept because a younger snapshot needs the grain.
+    ClearRefused {
+        /// Its grain.
+        grain: GrainIndex,
+    },
+    /// A write waits for another's save of a grain.
+    WaitedForSave {
+        /// The grain.
+        grain: GrainIndex,
+    },
+    /// A write waits for a straddler.
+    WaitedForStraddler {
+        /// The grain.
+        grain: GrainIndex,
+    },
+    /// A view waits for a straddler.
+    ViewWaited,
+    /// A view found after its base read an original that was published during it.
+    ViewCaught,
+    /// A view refused its bytes at the last check.
+    ViewRefused,
+    /// The original of a grain could not be kept.
+    SaveFailed {
+        /// The grain.
+        grain: GrainIndex,
+    },
+    /// The original of a grain could not be read.
+    BadOriginal {
+        /// The grain.
+        grain: GrainIndex,
+    },
+    /// A snapshot broke.
+    Broken {
+        /// Which.
+        id: SnapshotId,
+        /// Why.
+        reason: BrokenReason,
+    },
+    /// A trim was held back over pending grains.
+    TrimHeldBack,
+    /// Zeroing a hole saved nothing: nothing changes.
+    HoleLeft,
+    /// A snapshot was deleted or ended while a save for it was under way.
+    SaveWasted {
+        /// The grain.
+        grain: GrainIndex,
+    },
+}

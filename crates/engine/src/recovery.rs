@@ -1,0 +1,146 @@
+//! Opening a volume: what a killed, stopped or upgraded daemon left is found again.
+//!
+//! Everything that a host change relied on was written before it (`durability = process`), so what is found after a death of the process is
+//! right. After a death of the machine without a clean stop it is not, and the snapshots say so.
+//!
+//! The steps can be repeated: a death in any of them leaves a state that the same steps take to the same end.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use tzero_block::BlockDevice;
+use tzero_io::{Notify, Storage};
+use tzero_originals::{
+    BrokenReason, Epoch, Grains, ModifiedMap, OriginalCache, RangeSet, RecordState, SnapshotTable,
+};
+
+use crate::admission::Admission;
+use crate::control::load_released;
+use crate::pending::Pending;
+use crate::platform::Platform;
+use crate::points::Point;
+use crate::snapshots::{Snapshot, Snapshots};
+use crate::volume::{OpenError, Recovered, StateOf, Volume, VolumeOptions, released_name};
+
+const MAP: &str = "map";
+const SNAPSHOTS: &str = "snapshots";
+
+impl<P: Platform> Volume<P> {
+    /// Opens the volume over its base, its cache and its state, which are made if they are all new.
+    ///
+    /// The caller holds the locks: no request of an earlier process can still reach base or cache.
+    ///
+    /// # Errors
+    /// When the state is damaged, another volume's, or cannot be written.
+    pub async fn open(
+        platform: P,
+        base: P::Base,
+        cache: P::Cache,
+        storage: P::Storage,
+        options: VolumeOptions,
+    ) -> Result<(Arc<Self>, Recovered), OpenError> {
+        let grains = Grains::new(options.grain, base.geometry().size).ok_or(OpenError::Grain)?;
+        let table = storage.open(SNAPSHOTS, SnapshotTable::<StateOf<P>>::LEN).map_err(OpenError::State)?;
+        let table = SnapshotTable::create_or_open(table, options.id).map_err(OpenError::Table)?;
+        let map = storage.open(MAP, ModifiedMap::<StateOf<P>>::NEW_LEN).map_err(OpenError::State)?;
+        let map = ModifiedMap::create_or_open(map, options.grain, options.id).map_err(OpenError::Map)?;
+        platform.point(Point::RecoveryOpened).await;
+
+        mark_lost(&table, &options).map_err(OpenError::State)?;
+        let all = load_snapshots::<P>(&table, &storage).map_err(OpenError::State)?;
+        remove_orphans::<P>(&storage, &all).map_err(OpenError::State)?;
+        platform.point(Point::RecoveryMarked).await;
+
+        let epoch = all.iter().map(|snapshot| snapshot.epoch).max().unwrap_or(Epoch(0)).max(table.epoch());
+        let snapshots = Snapshots::new(all);
+        let wanted = |grain, before, tag| snapshots.any_resolving(grains, grain, before, tag);
+        let (entries, damaged) = map.scan();
+        if !damaged.is_empty() {
+            // Which snapshots the lost entries served cannot be known: none is trusted. On record before the entries go.
+            for snapshot in snapshots.all().iter().filter(|snapshot| snapshot.broken.get().is_none()) {
+                let reason = BrokenReason::Damaged;
+                table.set_state(snapshot.slot, RecordState::Broken(reason), 0).map_err(OpenError::State)?;
+                let _ = snapshot.broken.set((reason, 0));
+            }
+        }
+        let damaged_count = damaged.len();
+        let originals = OriginalCache::open(map, entries, damaged, cache, grains, wanted).map_err(OpenError::Map)?;
+        platform.point(Point::RecoveryIndexed).await;
+
+        // On record before the host's first change: from here on a stop that is not clean is one that loses.
+        table.set_boot(options.boot_id, false).map_err(OpenError::State)?;
+        table.sync().map_err(OpenError::State)?;
+        let pending = Pending::new(grains.count());
+        if snapshots.any_live() {
+            pending.arm();
+        }
+        let volume = Arc::new(Self {
+            platform,
+            base,
+            storage,
+            name: options.name,
+            boot_id: options.boot_id,
+            grains,
+            table,
+            originals,
+            snapshots,
+            admission: Admission::new(epoch),
+            pending,
+            claims: Mutex::new(BTreeSet::new()),
+            broke: Notify::default(),
+        });
+        let recovered =
+            Recovered { snapshots: volume.snapshots(), originals: volume.originals.usage().entries, damaged: damaged_count };
+        Ok((volume, recovered))
+    }
+}
+
+/// Marks the snapshots that cannot be right any more.
+fn mark_lost<M: tzero_io::Mapping>(table: &SnapshotTable<M>, options: &VolumeOptions) -> std::io::Result<()> {
+    let (boot, clean) = table.boot();
+    let reason = if options.base_changed {
+        BrokenReason::BaseChanged
+    } else if boot != options.boot_id && !clean {
+        BrokenReason::PowerLost
+    } else {
+        return Ok(());
+    };
+    for (slot, record) in table.records() {
+        if !matches!(record.state, RecordState::Broken(_)) {
+            table.set_state(slot, RecordState::Broken(reason), 0)?;
+        }
+    }
+    Ok(())
+}
+
+fn load_snapshots<P: Platform>(
+    table: &SnapshotTable<StateOf<P>>,
+    storage: &P::Storage,
+) -> std::io::Result<Vec<Snapshot>> {
+    let mut all = Vec::new();
+    for (slot, mut record) in table.records() {
+        let released = match load_released::<P>(storage, &record) {
+            Ok(released) => released,
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                // What it has released is not known, so what it still needs is not.
+                record.state = RecordState::Broken(BrokenReason::Damaged);
+                table.set_state(slot, record.state, 0)?;
+                RangeSet::default()
+            }
+            Err(error) => return Err(error),
+        };
+        all.push(Snapshot::from_record(slot, &record, released));
+    }
+    Ok(all)
+}
+
+/// Removes released sets whose snapshot is gone.
+fn remove_orphans<P: Platform>(storage: &P::Storage, all: &[Snapshot]) -> std::io::Result<()> {
+    let kept: Vec<_> = all.iter().map(|snapshot| released_name::<P>(snapshot.id)).collect();
+    for name in storage.names()? {
+        if name.starts_with("released-") && !kept.contains(&name) {
+            storage.remove(&name)?;
+        }
+    }
+    Ok(())
+}

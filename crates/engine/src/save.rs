@@ -1,0 +1,344 @@
+//! Saving originals: what a host change does for grains that may be pending.
+//!
+//! ```text
+//!  bit set ──▶ wait for straddlers and for another's save ──▶ needed? ──no──▶ clear the bit if nobody needs the grain
+//!                                                               │yes
+//!                                                             claim ──▶ read base ──▶ reserve ──▶ payload ──▶ entry ──▶ index ──▶ bit, claim back
+//!                                                                                       └── cannot be kept ──▶ mark snapshots broken ──▶ claim back
+//! ```
+//!
+//! # Invariants
+//! 1. INV-3: a grain is claimed by one save at a time, and only after straddlers on it have landed.
+//! 2. Nobody waits while holding a claim that another could wait for: what could be claimed is saved before waiting for the rest.
+//!    With that, and because nobody waits for a request of a later epoch, there is no deadlock.
+//! 3. A save never fails its host change (INV-10): what cannot be kept breaks snapshots, on record, before the change goes on.
+//! 4. A bit is cleared under the volume's lock, by a look at the snapshots under the same hold.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use tzero_block::{BlockDevice, ByteRange};
+use tzero_io::{Buffer, is_zero};
+use tzero_originals::{BrokenReason, CacheError, Epoch, GrainIndex, Payload};
+
+use crate::platform::Platform;
+use crate::points::{Event, Planted, Point};
+use crate::volume::Volume;
+
+/// Most bytes that are saved together.
+const MOST_BYTES: u64 = 1 << 20;
+
+enum Collected {
+    /// Nothing of the rest is pending.
+    Nothing,
+    /// These grains are claimed; the rest starts at `rest`.
+    Claimed { grains: Vec<GrainIndex>, rest: u64 },
+    /// The grain `at` has to be waited for.
+    Blocked { at: u64 },
+}
+
+impl<P: Platform> Volume<P> {
+    /// Saves what a change with this tag would destroy in `range`, except grains in `spared`.
+    pub(crate) async fn save(&self, range: ByteRange, tag: Epoch, spared: &BTreeSet<u64>) {
+        let touched = self.grains.touched(range);
+        let mut next = touched.start;
+        while next < touched.end {
+            match self.collect(next, touched.end, tag, spared) {
+                Collected::Nothing => break,
+                Collected::Claimed { grains, rest } => {
+                    next = rest;
+                    let claims = Claims { volume: self, grains: &grains };
+                    self.save_claimed(&grains, tag).await;
+                    drop(claims);
+                }
+                Collected::Blocked { at } => {
+                    next = at;
+                    self.admission.wait_unless(|| !self.is_blocked(at, tag)).await;
+                }
+            }
+        }
+    }
+
+    fn collect(&self, from: u64, end: u64, tag: Epoch, spared: &BTreeSet<u64>) -> Collected {
+        let most = (MOST_BYTES / self.grains.grain()).max(1) as usize;
+        let forget = self.platform.planted(Planted::LastGrainForgotten);
+        let mut claims = self.lock();
+        let mut grains = Vec::new();
+        for grain in from..end {
+            if spared.contains(&grain) || !self.pending.test_filled(grain, forget) {
+                continue;
+            }
+            if grains.len() == most {
+                return self.claim(&mut claims, grains, grain);
+            }
+            if let Some(blocked) = self.blocked(&claims, grain, tag) {
+                if grains.is_empty() {
+                    self.platform.observe(blocked);
+                    return Collected::Blocked { at: grain };
+                }
+                return self.claim(&mut claims, grains, grain);
+            }
+            if self.is_needed(GrainIndex(grain), tag) {
+                grains.push(GrainIndex(grain));
+            } else {
+                self.clear_unless_needed(grain);
+            }
+        }
+        if grains.is_empty() { Collected::Nothing } else { self.claim(&mut claims, grains, end) }
+    }
+
+    fn claim(&self, claims: &mut BTreeSet<u64>, grains: Vec<GrainIndex>, rest: u64) -> Collected {
+        claims.extend(grains.iter().map(|grain| grain.0));
+        Collected::Claimed { grains, rest }
+    }
+
+    fn is_blocked(&self, grain: u64, tag: Epoch) -> bool {
+        let claims = self.lock();
+        self.blocked(&claims, grain, tag).is_some()
+    }
+
+    fn blocked(&self, claims: &BTreeSet<u64>, grain: u64, tag: Epoch) -> Option<Event> {
+        let range = self.grains.range(GrainIndex(grain));
+        if claims.contains(&grain) && !self.platform.planted(Planted::SecondWriterDoesNotWait) {
+            return Some(Event::WaitedForSave { grain: GrainIndex(grain) });
+        }
+        let straddled = self.admission.straddles(range, tag) && !self.platform.planted(Planted::SaveIgnoresStraddlers);
+        straddled.then_some(Event::WaitedForStraddler { grain: GrainIndex(grain) })
+    }
+
+    /// Whether a snapshot from before the tag has no original of the grain yet.
+    fn is_needed(&self, grain: GrainIndex, tag: Epoch) -> bool {
+        let newest = self.originals.newest(grain).filter(|_| !self.platform.planted(Planted::LastOriginalWins));
+        self.snapshots.any_needing(self.grains, grain, newest, tag)
+    }
+
+    /// Clears the bit of a grain that no snapshot, however young, needs from the base. Under the volume's lock.
+    pub(crate) fn clear_unless_needed(&self, grain: u64) {
+        let newest = self.originals.newest(GrainIndex(grain));
+        if self.snapshots.any_needing(self.grains, GrainIndex(grain), newest, Epoch(u64::MAX)) {
+            self.platform.observe(Event::ClearRefused { grain: GrainIndex(grain) });
+        } else if !self.platform.planted(Planted::LastOriginalWins) {
+            self.pending.clear(grain);
+            self.platform.observe(Event::BitCleared { grain: GrainIndex(grain) });
+        }
+    }
+
+    async fn save_claimed(&self, grains: &[GrainIndex], tag: Epoch) {
+        self.platform.point(Point::Claimed).await;
+        if self.platform.planted(Planted::BitClearedBeforeEntry) {
+            let _claims = self.lock();
+            grains.iter().for_each(|grain| self.pending.clear(grain.0));
+        }
+        for run in grains.chunk_by(|before, after| before.0 + 1 == after.0) {
+            let originals = self.read_originals(run).await;
+            self.platform.point(Point::OriginalRead).await;
+            if let Err(reason) = self.keep(run, tag, originals).await {
+                self.lose(run, tag, reason).await;
+            }
+        }
+        self.settle_bits(grains).await;
+    }
+
+    /// The originals of neighbouring grains; `None` where the base cannot be read.
+    async fn read_originals(&self, run: &[GrainIndex]) -> Originals {
+        let range = self.run_range(run);
+        let (buffer, result) = self.base.read(range.start(), Buffer::uncleared(range.len() as usize)).await;
+        let mut originals = Originals { bytes: buffer, bad: BTreeSet::new() };
+        if result.is_ok() {
+            return originals;
+        }
+        // One unreadable grain must not cost its neighbours: each by itself.
+        for grain in run {
+            let range_of_grain = self.grains.range(*grain);
+            let single = Buffer::uncleared(range_of_grain.len() as usize);
+            let (single, result) = self.base.read(range_of_grain.start(), single).await;
+            let at = (range_of_grain.start() - range.start()) as usize;
+            let place = &mut originals.bytes[at..at + single.len()];
+            if result.is_ok() {
+                place.copy_from_slice(&single);
+            } else if self.platform.planted(Planted::BadOriginalAsZeroes) {
+                place.fill(0);
+            } else {
+                originals.bad.insert(grain.0);
+                self.platform.observe(Event::BadOriginal { grain: *grain });
+            }
+        }
+        originals
+    }
+
+    fn run_range(&self, run: &[GrainIndex]) -> ByteRange {
+        let (first, last) = (run.first().expect("a run has a grain"), run.last().expect("a run has a grain"));
+        ByteRange::between(self.grains.range(*first).start(), self.grains.range(*last).end())
+    }
+
+    /// Stores the payloads, publishes the entries, indexes them.
+    async fn keep(&self, run: &[GrainIndex], tag: Epoch, originals: Originals) -> Result<(), BrokenReason> {
+        let start = self.run_range(run).start();
+        let mut payloads = Vec::with_capacity(run.len());
+        let mut stored = Vec::new();
+        for grain in run {
+            let range = self.grains.range(*grain);
+            let at = (range.start() - start) as usize;
+            let bytes = &originals.bytes[at..at + range.len() as usize];
+            if originals.bad.contains(&grain.0) {
+                payloads.push(Payload::Bad);
+            } else if is_zero(bytes) {
+                payloads.push(Payload::Zero);
+            } else {
+                stored.push((payloads.len(), at..at + bytes.len()));
+                payloads.push(Payload::Stored { offset: 0, checksum: crc32c::crc32c(bytes) });
+            }
+        }
+        let reservation = self.originals.reserve(run.len() as u64, stored.len() as u64).map_err(|error| match error {
+            CacheError::Full => BrokenReason::CacheFull,
+            CacheError::MapFull(_) => BrokenReason::MapFull,
+        })?;
+        self.platform.point(Point::Reserved).await;
+        let late = self.platform.planted(Planted::PayloadAfterEntry);
+        let writes = self.place(&reservation.slots, &stored, &mut payloads);
+        if !late && let Err(failed) = self.store(&writes, &originals.bytes).await {
+            self.originals.cancel(reservation);
+            return Err(failed);
+        }
+        self.platform.point(Point::Payload).await;
+        let lines: Vec<_> = run.iter().copied().zip(payloads).collect();
+        let published = self
+            .originals
+            .publish(reservation, tag, &lines)
+            .map_err(|_| BrokenReason::SaveFailed)?;
+        for ((grain, payload), (_, _, sequence)) in lines.iter().zip(&published) {
+            let cache_offset = match payload {
+                Payload::Stored { offset, .. } => Some(*offset),
+                _ => None,
+            };
+            self.platform.observe(Event::Published { grain: *grain, tag, sequence: *sequence, cache_offset });
+        }
+        self.platform.point(Point::Entry).await;
+        self.originals.index(&published, self.platform.planted(Planted::LastOriginalWins));
+        if late {
+            let _ = self.store(&writes, &originals.bytes).await;
+        }
+        self.platform.point(Point::Indexed).await;
+        Ok(())
+    }
+
+    /// Gives each stored payload its slot; what lies together in the buffer and in the cache becomes one write.
+    fn place(&self, slots: &[Range<u64>], stored: &[(usize, Range<usize>)], payloads: &mut [Payload]) -> Vec<Write> {
+        let mut stored = stored.iter();
+        let mut writes = Vec::new();
+        for run in slots {
+            let mut open: Option<Write> = None;
+            for (slot, (index, bytes)) in run.clone().zip(&mut stored) {
+                if let Payload::Stored { offset, .. } = &mut payloads[*index] {
+                    *offset = slot * self.grains.grain();
+                }
+                match &mut open {
+                    Some(write) if write.bytes.end == bytes.start => write.bytes.end = bytes.end,
+                    _ => writes.extend(open.replace(Write { slot, bytes: bytes.clone() })),
+                }
+            }
+            writes.extend(open);
+        }
+        writes
+    }
+
+    async fn store(&self, writes: &[Write], bytes: &[u8]) -> Result<(), BrokenReason> {
+        for write in writes {
+            let buffer = Buffer::copy_of(&bytes[write.bytes.clone()]);
+            let (_, result) = self.originals.store(write.slot, buffer).await;
+            result.map_err(|error| {
+                if error.is_no_space() { BrokenReason::CacheFull } else { BrokenReason::SaveFailed }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The originals of `run` cannot be kept: whoever needs one of them is broken, on record, before the host's change goes on.
+    async fn lose(&self, run: &[GrainIndex], tag: Epoch, reason: BrokenReason) {
+        self.platform.point(Point::SaveFailed).await;
+        if self.platform.planted(Planted::FailedSaveIgnored) {
+            return;
+        }
+        {
+            let _claims = self.lock();
+            for grain in run {
+                self.platform.observe(Event::SaveFailed { grain: *grain });
+                let newest = self.originals.newest(*grain);
+                for snapshot in self.snapshots.needing(self.grains, *grain, newest, tag) {
+                    self.break_snapshot(&snapshot, reason, self.grains.range(*grain).start());
+                }
+            }
+            if !self.snapshots.any_live() {
+                self.pending.disarm();
+            }
+        }
+        self.platform.point(Point::Broken).await;
+    }
+
+    /// Clears the bits of saved grains that no younger snapshot needs, and frees what was saved for a snapshot that went meanwhile.
+    async fn settle_bits(&self, grains: &[GrainIndex]) {
+        if self.platform.planted(Planted::ArmThenStaleClear) {
+            let decided: Vec<_> = grains
+                .iter()
+                .filter(|grain| {
+                    !self.snapshots.any_needing(self.grains, **grain, self.originals.newest(**grain), Epoch(u64::MAX))
+                })
+                .collect();
+            self.platform.point(Point::Indexed).await;
+            decided.into_iter().for_each(|grain| self.pending.clear(grain.0));
+        }
+        {
+            let _claims = self.lock();
+            for grain in grains {
+                // The chunk may be stale by now: a fresh arming has made everything pending, and stays.
+                if self.pending.test_filled(grain.0, false) {
+                    self.clear_unless_needed(grain.0);
+                }
+            }
+        }
+        for grain in grains {
+            self.free_unwanted(*grain, Some(Event::SaveWasted { grain: *grain }));
+        }
+        self.platform.point(Point::Bit).await;
+    }
+
+    /// Frees the originals of a grain that no snapshot resolves to.
+    pub(crate) fn free_unwanted(&self, grain: GrainIndex, event: Option<Event>) {
+        let wanted = |before, tag| self.snapshots.any_resolving(self.grains, grain, before, tag);
+        // Where the map cannot be written the originals stay: space is lost, nothing else.
+        for cache_offset in self.originals.free_unwanted(grain, wanted).unwrap_or_default() {
+            self.platform.observe(Event::Freed { grain, cache_offset });
+            if let Some(event) = event {
+                self.platform.observe(event);
+            }
+        }
+    }
+}
+
+/// Bytes that go to the cache together, from a slot on.
+struct Write {
+    slot: u64,
+    bytes: Range<usize>,
+}
+
+struct Originals {
+    bytes: Buffer,
+    bad: BTreeSet<u64>,
+}
+
+/// Claims of a save; given back on drop, whatever happened.
+struct Claims<'a, P: Platform> {
+    volume: &'a Volume<P>,
+    grains: &'a [GrainIndex],
+}
+
+impl<P: Platform> Drop for Claims<'_, P> {
+    fn drop(&mut self) {
+        let mut claims = self.volume.lock();
+        self.grains.iter().for_each(|grain| {
+            claims.remove(&grain.0);
+        });
+        drop(claims);
+        self.volume.admission.announce();
+    }
+}

@@ -1,0 +1,216 @@
+//! The snapshots that stand, in memory and on record.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
+
+use tzero_block::ByteRange;
+use tzero_originals::{
+    BrokenReason, Epoch, GrainIndex, Grains, Originals, RangeSet, Record, RecordState, Sequence, SnapshotId, SnapshotRef,
+};
+
+/// A snapshot of a volume.
+pub(crate) struct Snapshot {
+    pub(crate) slot: u32,
+    pub(crate) id: SnapshotId,
+    pub(crate) name: String,
+    pub(crate) epoch: Epoch,
+    pub(crate) created_ns: u64,
+    pub(crate) pause_ns: OnceLock<u64>,
+    pub(crate) size: u64,
+    pub(crate) originals: Originals,
+    pub(crate) private: bool,
+    /// Ranges that are not needed any more; recorded before they come here.
+    pub(crate) released: RwLock<RangeSet>,
+    pub(crate) broken: OnceLock<(BrokenReason, u64)>,
+    pub(crate) end: OnceLock<Sequence>,
+    pub(crate) deleted: AtomicBool,
+    /// It is broken and its originals were freed.
+    pub(crate) swept: AtomicBool,
+}
+
+impl Snapshot {
+    pub(crate) fn from_record(slot: u32, record: &Record, released: RangeSet) -> Self {
+        let snapshot = Self {
+            slot,
+            id: record.id,
+            name: record.name.clone(),
+            epoch: record.epoch,
+            created_ns: record.created_ns,
+            pause_ns: OnceLock::from(record.pause_ns),
+            size: record.size,
+            originals: record.originals,
+            private: record.private,
+            released: RwLock::new(released),
+            broken: OnceLock::new(),
+            end: OnceLock::new(),
+            deleted: AtomicBool::new(false),
+            swept: AtomicBool::new(false),
+        };
+        match record.state {
+            RecordState::Live => {}
+            RecordState::Ended(sequence) => snapshot.end.set(sequence).expect("just made"),
+            RecordState::Broken(reason) => snapshot.broken.set((reason, record.broken_at)).expect("just made"),
+        }
+        snapshot
+    }
+
+    /// Whether it still reads originals: it stands unbroken, ended or not.
+    pub(crate) fn holds(&self) -> bool {
+        !self.deleted.load(Ordering::Acquire) && self.broken.get().is_none()
+    }
+
+    /// Whether updates are still saved for it.
+    pub(crate) fn is_live(&self) -> bool {
+        self.holds() && self.end.get().is_none()
+    }
+
+    pub(crate) fn has_released(&self, range: ByteRange) -> bool {
+        self.originals == Originals::Release
+            && self.released.read().expect("nothing panics under this lock").overlaps(range)
+    }
+
+    /// Whether its *needed* set has the grain.
+    pub(crate) fn needs(&self, grains: Grains, grain: GrainIndex) -> bool {
+        let range = grains.range(grain);
+        range.start() < self.size && !self.has_released(range)
+    }
+
+    pub(crate) fn info(&self) -> SnapshotInfo {
+        let state = match (self.broken.get(), self.end.get()) {
+            (Some((reason, at)), _) => SnapshotState::Broken { reason: *reason, at: *at },
+            (None, Some(_)) => SnapshotState::Ended,
+            (None, None) => SnapshotState::Live,
+        };
+        SnapshotInfo {
+            id: self.id,
+            slot: self.slot,
+            name: self.name.clone(),
+            epoch: self.epoch,
+            created_ns: self.created_ns,
+            pause_ns: self.pause_ns.get().copied().unwrap_or(0),
+            size: self.size,
+            originals: self.originals,
+            private: self.private,
+            state,
+            captured_bytes: self.released.read().expect("nothing panics under this lock").bytes(),
+        }
+    }
+}
+
+/// What a snapshot is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotState {
+    /// It stands.
+    Live,
+    /// Its copy-on-write has ended.
+    Ended,
+    /// It is lost.
+    Broken {
+        /// Why.
+        reason: BrokenReason,
+        /// Byte offset of the grain whose original was lost; 0 where it was none.
+        at: u64,
+    },
+}
+
+/// All there is to know about a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Stable id.
+    pub id: SnapshotId,
+    /// Slot of its record in the snapshot table.
+    pub slot: u32,
+    /// Name within its volume.
+    pub name: String,
+    /// Epoch that it began.
+    pub epoch: Epoch,
+    /// T0, nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+    /// How long the host's requests could have been held at T0, in nanoseconds (R2).
+    pub pause_ns: u64,
+    /// Size of the volume at T0 in bytes.
+    pub size: u64,
+    /// Keeps or releases its originals.
+    pub originals: Originals,
+    /// Belongs to one copy and goes with it.
+    pub private: bool,
+    /// What it is now.
+    pub state: SnapshotState,
+    /// Bytes that its consumer has captured and it has released.
+    pub captured_bytes: u64,
+}
+
+impl SnapshotInfo {
+    /// The snapshot as a mover is told of it.
+    pub fn reference(&self) -> SnapshotRef {
+        SnapshotRef { slot: self.slot, id: self.id, epoch: self.epoch }
+    }
+}
+
+/// Those that are not deleted, by ascending epoch.
+#[derive(Default)]
+pub(crate) struct Snapshots(RwLock<Vec<Arc<Snapshot>>>);
+
+impl Snapshots {
+    pub(crate) fn new(mut all: Vec<Snapshot>) -> Self {
+        all.sort_by_key(|snapshot| snapshot.epoch);
+        Self(RwLock::new(all.into_iter().map(Arc::new).collect()))
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Snapshot>> {
+        self.0.read().expect("nothing panics under this lock").clone()
+    }
+
+    pub(crate) fn find(&self, matches: impl Fn(&Snapshot) -> bool) -> Option<Arc<Snapshot>> {
+        self.0.read().expect("nothing panics under this lock").iter().find(|snapshot| matches(snapshot)).cloned()
+    }
+
+    pub(crate) fn push(&self, snapshot: Arc<Snapshot>) {
+        self.0.write().expect("nothing panics under this lock").push(snapshot);
+    }
+
+    pub(crate) fn remove(&self, id: SnapshotId) {
+        self.0.write().expect("nothing panics under this lock").retain(|snapshot| snapshot.id != id);
+    }
+
+    pub(crate) fn any_live(&self) -> bool {
+        self.find(Snapshot::is_live).is_some()
+    }
+
+    /// Live snapshots of an epoch in `after < epoch <= up_to` that need the grain: those that a save with the tag `up_to` would serve
+    /// when the newest original of the grain has the tag `after`.
+    pub(crate) fn needing(
+        &self,
+        grains: Grains,
+        grain: GrainIndex,
+        after: Option<Epoch>,
+        up_to: Epoch,
+    ) -> Vec<Arc<Snapshot>> {
+        self.0
+            .read()
+            .expect("nothing panics under this lock")
+            .iter()
+            .filter(|snapshot| is_between(snapshot.epoch, after, up_to))
+            .filter(|snapshot| snapshot.is_live() && snapshot.needs(grains, grain))
+            .cloned()
+            .collect()
+    }
+
+    /// As [`Self::needing`], only whether there is one.
+    pub(crate) fn any_needing(&self, grains: Grains, grain: GrainIndex, after: Option<Epoch>, up_to: Epoch) -> bool {
+        self.0.read().expect("nothing panics under this lock").iter().any(|snapshot| {
+            is_between(snapshot.epoch, after, up_to) && snapshot.is_live() && snapshot.needs(grains, grain)
+        })
+    }
+
+    /// Whether some snapshot resolves to the original of a grain with this tag, the one before it having the tag `before`.
+    pub(crate) fn any_resolving(&self, grains: Grains, grain: GrainIndex, before: Option<Epoch>, tag: Epoch) -> bool {
+        self.0.read().expect("nothing panics under this lock").iter().any(|snapshot| {
+            is_between(snapshot.epoch, before, tag) && snapshot.holds() && snapshot.needs(grains, grain)
+        })
+    }
+}
+
+fn is_between(epoch: Epoch, after: Option<Epoch>, up_to: Epoch) -> bool {
+    after.is_none_or(|after| after < epoch) && epoch <= up_to
+}

@@ -1,0 +1,342 @@
+//! A volume: the host's base, its snapshots, and what they need.
+//!
+//! # Invariants
+//! 1. INV-2: an original and its locator are saved before the update is visible on the base.
+//! 2. INV-10: what a snapshot suffers never becomes the host's error; the two have different types.
+//! 3. Locks, outermost first: volume, snapshots, a shard of the index, space of the cache. None is held over an `await`.
+//!
+//! What may happen together, and what makes it safe:
+//!
+//! | | host change | view read | create | release | delete |
+//! |---|---|---|---|---|---|
+//! | **host change** | claims per grain | entry before base write, look-up after base read | tag and straddlers | bits cleared after the record | a wasted save is freed by whoever comes second |
+//! | **view read** | | none needed | views start after straddlers | last check | last check |
+//! | **create** | | | volume's lock | volume's lock | volume's lock |
+//! | **release** | | | | volume's lock for bits, shard for entries | sweep and release both ask the snapshots |
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tzero_block::{BlockDevice, ByteRange};
+use tzero_io::{Notify, Storage};
+use tzero_originals::{
+    Grains, MapError, Originals, OriginalCache, OriginalsUse, RecordState, ReleasedLog, SnapshotId, SnapshotTable, TableError,
+};
+
+use crate::admission::Admission;
+use crate::host::HostSession;
+use crate::pending::Pending;
+use crate::platform::Platform;
+use crate::snapshots::{Snapshot, SnapshotInfo, Snapshots};
+use crate::view::View;
+
+pub(crate) type StateOf<P> = <<P as Platform>::Storage as Storage>::Mapping;
+
+/// What is fixed about a volume.
+#[derive(Clone, Debug)]
+pub struct VolumeOptions {
+    /// Its name: letters, digits, `-`, `_`, `.`.
+    pub name: String,
+    /// Stable id.
+    pub id: [u8; 16],
+    /// Grain in bytes: a power of two from 512 to 1 MiB.
+    pub grain: u32,
+    /// Id of the machine's running boot.
+    pub boot_id: [u8; 16],
+    /// The base is not what it was when the daemon stopped: no snapshot can be right.
+    pub base_changed: bool,
+}
+
+/// Why a volume cannot be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The grain is not allowed.
+    Grain,
+    /// The modified map.
+    Map(MapError),
+    /// The snapshot table.
+    Table(TableError),
+    /// The state cannot be read or written.
+    State(std::io::Error),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Grain => f.write_str("the grain must be a power of two from 512 bytes to 1 MiB"),
+            Self::Map(source) => source.fmt(f),
+            Self::Table(source) => source.fmt(f),
+            Self::State(source) => write!(f, "the volume's state cannot be used: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Grain => None,
+            Self::Map(source) => Some(source),
+            Self::Table(source) => Some(source),
+            Self::State(source) => Some(source),
+        }
+    }
+}
+
+/// Why something about a snapshot cannot be done. Never a host's error (INV-10).
+#[derive(Debug)]
+pub enum SnapshotError {
+    /// There is none of this name or id.
+    Unknown,
+    /// The name is taken.
+    Taken,
+    /// The name is not allowed.
+    Name,
+    /// There are as many as can be.
+    TooMany,
+    /// It is broken, ended or being deleted.
+    NotLive,
+    /// The state cannot be written.
+    State(std::io::Error),
+}
+
+impl fmt::Display for SnapshotError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("there is no such snapshot"),
+            Self::Taken => f.write_str("there is a snapshot of this name already"),
+            Self::Name => f.write_str("a name has 1 to 64 letters, digits, '-', '_' or '.'"),
+            Self::TooMany => f.write_str("the volume has as many snapshots as it can have"),
+            Self::NotLive => f.write_str("the snapshot is broken or has ended"),
+            Self::State(source) => write!(f, "the snapshot's state cannot be written: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for SnapshotError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::State(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// What opening a volume found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// The snapshots that stand or are broken.
+    pub snapshots: Vec<SnapshotInfo>,
+    /// Originals that were found and are needed.
+    pub originals: u64,
+    /// Entries that did not fit their checksum.
+    pub damaged: usize,
+}
+
+/// Figures of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// The cache and the map.
+    pub originals: OriginalsUse,
+    /// Snapshots that are not deleted.
+    pub snapshots: usize,
+    /// Grains being saved now.
+    pub saving: usize,
+}
+
+/// A line of [`Volume::map_lines`]: one saved grain (R17).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapLine {
+    /// Component of the volume.
+    pub unit: u32,
+    /// First 512-byte block.
+    pub block: u64,
+    /// Whether it was consumed.
+    pub read: bool,
+    /// Byte offset in the cache; none for holes and bad originals.
+    pub cache_offset: Option<u64>,
+}
+
+/// A volume that is served.
+pub struct Volume<P: Platform> {
+    pub(crate) platform: P,
+    pub(crate) base: P::Base,
+    pub(crate) storage: P::Storage,
+    pub(crate) name: String,
+    pub(crate) boot_id: [u8; 16],
+    pub(crate) grains: Grains,
+    pub(crate) table: SnapshotTable<StateOf<P>>,
+    pub(crate) originals: OriginalCache<StateOf<P>, P::Cache>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) admission: Admission,
+    pub(crate) pending: Pending,
+    /// The volume's lock: grains that are being saved.
+    pub(crate) claims: Mutex<BTreeSet<u64>>,
+    /// A snapshot has broken.
+    pub(crate) broke: Notify,
+}
+
+impl<P: Platform> Volume<P> {
+    /// Name, as in [`VolumeOptions`].
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.grains.size()
+    }
+
+    /// Grain in bytes.
+    pub fn grain(&self) -> u64 {
+        self.grains.grain()
+    }
+
+    /// The base that the host's bytes are on.
+    pub fn base(&self) -> &P::Base {
+        &self.base
+    }
+
+    /// Where originals are.
+    pub fn cache(&self) -> &P::Cache {
+        self.originals.device()
+    }
+
+    /// What it stands on.
+    pub fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    /// A host's session: reads and changes the base.
+    pub fn session(self: &Arc<Self>) -> HostSession<P> {
+        HostSession::new(Arc::clone(self))
+    }
+
+    /// A read-only view of a snapshot.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it does not stand.
+    pub fn view(self: &Arc<Self>, snapshot: &str) -> Result<View<P>, SnapshotError> {
+        let snapshot = self.snapshots.find(|other| other.name == snapshot).ok_or(SnapshotError::Unknown)?;
+        if snapshot.is_live() { Ok(View::new(Arc::clone(self), snapshot)) } else { Err(SnapshotError::NotLive) }
+    }
+
+    /// All snapshots, the oldest first.
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.snapshots.all().iter().map(|snapshot| snapshot.info()).collect()
+    }
+
+    /// The snapshot of this name.
+    pub fn snapshot(&self, name: &str) -> Option<SnapshotInfo> {
+        self.snapshots.find(|snapshot| snapshot.name == name).map(|snapshot| snapshot.info())
+    }
+
+    /// The snapshot of this id.
+    pub fn snapshot_by_id(&self, id: SnapshotId) -> Option<SnapshotInfo> {
+        self.snapshots.find(|snapshot| snapshot.id == id).map(|snapshot| snapshot.info())
+    }
+
+    /// Waits until the straddlers of a snapshot's T0 have landed: from then on the base may be read by others.
+    pub async fn settled(&self, id: SnapshotId) {
+        if let Some(snapshot) = self.snapshots.find(|snapshot| snapshot.id == id) {
+            self.admission.landed(ByteRange::new(0, self.grains.size()), snapshot.epoch).await;
+        }
+    }
+
+    /// The originals that a snapshot resolves to, by block.
+    ///
+    /// # Errors
+    /// When there is no such snapshot.
+    pub fn map_lines(&self, name: &str) -> Result<Vec<MapLine>, SnapshotError> {
+        let snapshot = self.snapshots.find(|snapshot| snapshot.name == name).ok_or(SnapshotError::Unknown)?;
+        Ok(self.map_of(&snapshot))
+    }
+
+    fn map_of(&self, snapshot: &Snapshot) -> Vec<MapLine> {
+        let mut lines: Vec<MapLine> = Vec::new();
+        let mut last = None;
+        for (grain, entry) in self.originals.all() {
+            let serves = entry.tag >= snapshot.epoch && last != Some(grain) && snapshot.needs(self.grains, grain);
+            if serves && snapshot.end.get().is_none_or(|end| entry.sequence <= *end) {
+                last = Some(grain);
+                lines.push(MapLine {
+                    unit: entry.unit,
+                    block: entry.offset / 512,
+                    read: entry.state == tzero_originals::EntryState::Read,
+                    cache_offset: match entry.payload {
+                        tzero_originals::Payload::Stored { offset, .. } => Some(offset),
+                        _ => None,
+                    },
+                });
+            }
+        }
+        lines
+    }
+
+    /// Figures of now.
+    pub fn statistics(&self) -> Statistics {
+        Statistics {
+            originals: self.originals.usage(),
+            snapshots: self.snapshots.all().len(),
+            saving: self.lock().len(),
+        }
+    }
+
+    /// Bytes of originals that only this snapshot holds: what deleting it gives back.
+    pub fn unique_bytes(&self, id: SnapshotId) -> u64 {
+        let others: Vec<_> = self.snapshots.all().into_iter().filter(|other| other.id != id && other.holds()).collect();
+        let mut before = None;
+        let mut unique = 0;
+        for (grain, entry) in self.originals.all() {
+            let after = before.filter(|(other, _)| *other == grain).map(|(_, tag)| tag);
+            before = Some((grain, entry.tag));
+            let shared = others.iter().any(|other| {
+                after.is_none_or(|after| after < other.epoch) && other.epoch <= entry.tag && other.needs(self.grains, grain)
+            });
+            if !shared && matches!(entry.payload, tzero_originals::Payload::Stored { .. }) {
+                unique += self.grains.grain();
+            }
+        }
+        unique
+    }
+
+    /// Makes everything durable and records a clean stop. No session may change anything any more.
+    ///
+    /// # Errors
+    /// When a device fails: the stop is then not clean.
+    pub async fn close(&self) -> Result<(), std::io::Error> {
+        let failed = |error: tzero_block::Error| std::io::Error::other(error);
+        self.base.flush().await.map_err(failed)?;
+        self.cache().flush().await.map_err(failed)?;
+        self.originals.sync_map()?;
+        for snapshot in self.snapshots.all() {
+            if snapshot.originals == Originals::Release && self.storage.exists(&released_name::<P>(snapshot.id))? {
+                tzero_io::Mapping::sync(&self.storage.open(&released_name::<P>(snapshot.id), 0)?)?;
+            }
+        }
+        self.table.sync()?;
+        self.storage.sync()?;
+        self.platform.point(crate::Point::CloseSynced).await;
+        self.table.set_boot(self.boot_id, true)?;
+        self.table.sync()
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.claims.lock().expect("nothing panics under the volume's lock")
+    }
+
+    /// Marks a snapshot broken: on record first, then for everybody here.
+    pub(crate) fn break_snapshot(&self, snapshot: &Snapshot, reason: tzero_originals::BrokenReason, at: u64) {
+        // The mark needs no space. It can fail only where stores go through `pwrite` and the disk itself fails; the snapshot is then
+        // broken as long as this process lives.
+        let _ = self.table.set_state(snapshot.slot, RecordState::Broken(reason), at);
+        if snapshot.broken.set((reason, at)).is_ok() {
+            self.platform.observe(crate::Event::Broken { id: snapshot.id, reason });
+            self.broke.notify_all();
+        }
+    }
+}
+
+pub(crate) fn released_name<P: Platform>(id: SnapshotId) -> String {
+    ReleasedLog::<StateOf<P>>::name(id)
+}

@@ -1,0 +1,305 @@
+//! The engine over memory and real state files, step by step. Races are the simulator's.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tzero_block::{Action, ByteRange, Export, ExportError, Faulty, Injected, MemoryDevice, Zeroes};
+use tzero_engine::{Platform, SnapshotKind, SnapshotState, Volume, VolumeOptions};
+use tzero_io::{Backend, Buffer, Directory, Runtime};
+use tzero_originals::{BrokenReason, GrainIndex};
+
+const GRAIN: u32 = 4096;
+const SIZE: u64 = 20 * 4096 + 1536;
+
+struct Test {
+    ids: AtomicU64,
+}
+
+impl Platform for Test {
+    type Base = Arc2<Faulty<MemoryDevice>>;
+    type Cache = Arc2<Faulty<MemoryDevice>>;
+    type Storage = Directory;
+
+    fn monotonic_ns(&self) -> u64 {
+        tzero_io::system::monotonic_ns()
+    }
+
+    fn wall_ns(&self) -> u64 {
+        tzero_io::system::wall_ns()
+    }
+
+    fn random_id(&self) -> [u8; 16] {
+        u128::from(self.ids.fetch_add(1, Ordering::Relaxed) ^ tzero_io::system::monotonic_ns() << 20).to_be_bytes()
+    }
+}
+
+/// A device that test and volume share.
+struct Arc2<D>(Arc<D>);
+
+impl<D: tzero_block::BlockDevice> tzero_block::BlockDevice for Arc2<D> {
+    fn geometry(&self) -> tzero_block::Geometry {
+        self.0.geometry()
+    }
+    async fn read(&self, offset: u64, buffer: Buffer) -> (Buffer, Result<(), tzero_block::Error>) {
+        self.0.read(offset, buffer).await
+    }
+    async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), tzero_block::Error>) {
+        self.0.write(offset, buffer, fua).await
+    }
+    async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), tzero_block::Error> {
+        self.0.write_zeroes(range, zeroes).await
+    }
+    async fn discard(&self, range: ByteRange) -> Result<(), tzero_block::Error> {
+        self.0.discard(range).await
+    }
+    async fn flush(&self) -> Result<(), tzero_block::Error> {
+        self.0.flush().await
+    }
+    async fn extents(&self, range: ByteRange) -> Result<Vec<tzero_block::Extent>, tzero_block::Error> {
+        self.0.extents(range).await
+    }
+}
+
+struct Fixture {
+    base: Arc<Faulty<MemoryDevice>>,
+    cache: Arc<Faulty<MemoryDevice>>,
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new(cache_slots: u64) -> Self {
+        let bytes = (0..SIZE).map(|n| (n / 512 + 1) as u8).collect();
+        Self {
+            base: Arc::new(Faulty::new(MemoryDevice::from_bytes(bytes))),
+            cache: Arc::new(Faulty::new(MemoryDevice::new(cache_slots * u64::from(GRAIN)))),
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    async fn open(&self) -> Arc<Volume<Test>> {
+        self.open_at(self.directory.path(), [1; 16], false).await.0
+    }
+
+    async fn open_at(
+        &self,
+        state: &Path,
+        boot_id: [u8; 16],
+        base_changed: bool,
+    ) -> (Arc<Volume<Test>>, tzero_engine::Recovered) {
+        let options = VolumeOptions { name: "v".into(), id: [9; 16], grain: GRAIN, boot_id, base_changed };
+        let platform = Test { ids: AtomicU64::new(1) };
+        let (base, cache) = (Arc2(self.base.clone()), Arc2(self.cache.clone()));
+        Volume::open(platform, base, cache, Directory::new(state), options).await.unwrap()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.base.inner().to_vec()
+    }
+}
+
+fn run(test: impl AsyncFnOnce()) {
+    Runtime::new(Backend::Auto).unwrap().block_on(test());
+}
+
+async fn write(volume: &Arc<Volume<Test>>, offset: u64, bytes: &[u8]) {
+    volume.session().write(offset, Buffer::copy_of(bytes), false).await.1.unwrap();
+}
+
+async fn view(volume: &Arc<Volume<Test>>, name: &str) -> Result<Vec<u8>, ExportError> {
+    let view = volume.view(name).map_err(|_| ExportError::Unknown)?;
+    let (buffer, result) = view.read(0, Buffer::uncleared(SIZE as usize)).await;
+    result.map(|()| buffer.to_vec())
+}
+
+#[test]
+fn a_view_keeps_t0_over_every_kind_of_change() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        let t0 = fixture.bytes();
+        volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap();
+        write(&volume, 100, &[0xEE; 9000]).await;
+        write(&volume, SIZE - 3, &[0xEE; 3]).await;
+        let session = volume.session();
+        session.write_zeroes(ByteRange::new(30_000, 5_000), Zeroes::default()).await.unwrap();
+        session.trim(ByteRange::new(40_000, 20_000), false).await.unwrap();
+        let t1 = fixture.bytes();
+        assert_ne!(t0, t1);
+        volume.create_snapshot("b", SnapshotKind::KEPT).await.unwrap();
+        write(&volume, 0, &[0xDD; 5000]).await;
+        assert!(view(&volume, "a").await.unwrap() == t0);
+        assert!(view(&volume, "b").await.unwrap() == t1);
+        // Grains 0-2, 7, 8 and the short last for a, grains 0 and 1 for b.
+        assert_eq!(volume.statistics().originals.entries, 8);
+        assert_eq!(volume.map_lines("a").unwrap().len(), 6);
+        assert_eq!(volume.map_lines("b").unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn deleting_frees_only_what_nobody_else_needs() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        let t0 = fixture.bytes();
+        let mut ids = Vec::new();
+        for name in ["a", "b", "c"] {
+            ids.push(volume.create_snapshot(name, SnapshotKind::KEPT).await.unwrap().id);
+        }
+        write(&volume, 0, &[1; 4096]).await;
+        assert_eq!(volume.statistics().originals.entries, 1, "one original serves all three");
+        volume.delete_snapshot(ids[1]).await.unwrap();
+        volume.delete_snapshot(ids[2]).await.unwrap();
+        assert!(view(&volume, "a").await.unwrap() == t0);
+        assert_eq!(view(&volume, "c").await.map(drop), Err(ExportError::Unknown));
+        volume.delete_snapshot(ids[0]).await.unwrap();
+        let usage = volume.statistics().originals;
+        assert_eq!((usage.entries, usage.bytes), (0, 0));
+    });
+}
+
+#[test]
+fn released_ranges_cost_nothing_and_answer_errors() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        let snapshot = volume.create_snapshot("p", SnapshotKind::PRIVATE).await.unwrap();
+        write(&volume, 0, &[1; 4096]).await;
+        // The second grain is only touched, not covered: it stays needed.
+        volume.release(snapshot.id, &[ByteRange::new(0, 6000)]).await.unwrap();
+        assert_eq!(volume.statistics().originals.entries, 0);
+        write(&volume, 0, &[2; 4096]).await;
+        assert_eq!(volume.statistics().originals.entries, 0);
+        write(&volume, 4096, &[2; 4096]).await;
+        assert_eq!(volume.statistics().originals.entries, 1);
+        assert_eq!(view(&volume, "p").await.map(drop), Err(ExportError::Io));
+        drop(volume);
+        let volume = fixture.open().await;
+        assert_eq!(volume.snapshot("p").unwrap().captured_bytes, 4096);
+        assert_eq!(view(&volume, "p").await.map(drop), Err(ExportError::Io));
+    });
+}
+
+#[test]
+fn a_killed_process_finds_its_snapshots() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        let t0 = fixture.bytes();
+        let id = volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap().id;
+        write(&volume, 5000, &[7; 20_000]).await;
+        let before = volume.statistics().originals;
+        drop(volume);
+        let volume = fixture.open().await;
+        assert_eq!(volume.snapshot("a").unwrap().id, id);
+        assert_eq!(volume.statistics().originals, before);
+        assert!(view(&volume, "a").await.unwrap() == t0);
+        write(&volume, 5000, &[8; 50_000]).await;
+        assert!(view(&volume, "a").await.unwrap() == t0);
+    });
+}
+
+#[test]
+fn a_lost_machine_breaks_snapshots_and_a_clean_stop_does_not() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap();
+        volume.close().await.unwrap();
+        drop(volume);
+        let (volume, recovered) = fixture.open_at(fixture.directory.path(), [2; 16], false).await;
+        assert_eq!(recovered.snapshots[0].state, SnapshotState::Live);
+        drop(volume);
+        let (volume, recovered) = fixture.open_at(fixture.directory.path(), [3; 16], false).await;
+        assert_eq!(recovered.snapshots[0].state, SnapshotState::Broken { reason: BrokenReason::PowerLost, at: 0 });
+        assert_eq!(view(&volume, "a").await.map(drop), Err(ExportError::Unknown));
+    });
+}
+
+#[test]
+fn a_full_cache_breaks_the_snapshot_and_not_the_host() {
+    run(async || {
+        let fixture = Fixture::new(2);
+        let volume = fixture.open().await;
+        let snapshot = volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap();
+        for grain in 0..5 {
+            write(&volume, grain * 4096, &[0xAB; 4096]).await;
+        }
+        assert_eq!(&fixture.bytes()[..5 * 4096], &[0xAB; 5 * 4096][..]);
+        let state = volume.snapshot("a").unwrap().state;
+        assert_eq!(state, SnapshotState::Broken { reason: BrokenReason::CacheFull, at: 2 * 4096 });
+        volume.delete_snapshot(snapshot.id).await.unwrap();
+        assert_eq!(volume.statistics().originals.entries, 0);
+    });
+}
+
+#[test]
+fn a_failing_cache_breaks_and_an_unreadable_base_costs_its_grain_only() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        let t0 = fixture.bytes();
+        volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap();
+        fixture.base.inject(Action::Read, ByteRange::new(8192, 4096), Injected::Fail(5), 0, u64::MAX);
+        write(&volume, 0, &[0xAB; 20_000]).await;
+        fixture.base.heal();
+        let view = volume.view("a").unwrap();
+        let (buffer, result) = view.read(0, Buffer::uncleared(8192)).await;
+        result.unwrap();
+        assert_eq!(&buffer[..], &t0[..8192]);
+        assert_eq!(view.read(8192, Buffer::uncleared(512)).await.1, Err(ExportError::Io));
+        let (buffer, result) = view.read(12288, Buffer::uncleared(20_000)).await;
+        result.unwrap();
+        assert_eq!(&buffer[..], &t0[12288..32288]);
+        fixture.cache.inject(Action::Write, ByteRange::new(0, u64::MAX), Injected::Fail(5), 0, 1);
+        write(&volume, 15 * 4096, &[0xAB; 512]).await;
+        let state = volume.snapshot("a").unwrap().state;
+        assert_eq!(state, SnapshotState::Broken { reason: BrokenReason::SaveFailed, at: 15 * 4096 });
+        assert_eq!(view.read(0, Buffer::uncleared(512)).await.1, Err(ExportError::Io));
+    });
+}
+
+#[test]
+fn a_damaged_payload_is_an_error_never_bytes() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap();
+        write(&volume, 0, &[0xAB; 4096]).await;
+        let cache = Arc2(fixture.cache.clone());
+        tzero_block::BlockDevice::write(&cache, 17, Buffer::copy_of(&[0xFF]), false).await.1.unwrap();
+        assert_eq!(view(&volume, "a").await.map(drop), Err(ExportError::Io));
+    });
+}
+
+#[test]
+fn an_ended_snapshot_keeps_what_it_had() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        let snapshot = volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap();
+        volume.create_snapshot("b", SnapshotKind::KEPT).await.unwrap();
+        write(&volume, 0, &[1; 4096]).await;
+        volume.end_snapshot(snapshot.id).await.unwrap();
+        write(&volume, 4096, &[1; 4096]).await;
+        assert!(volume.retained(snapshot.id, GrainIndex(0)).unwrap().is_some());
+        assert!(volume.retained(snapshot.id, GrainIndex(1)).unwrap().is_none());
+        assert!(volume.view("a").is_err());
+        assert!(volume.view("b").is_ok());
+    });
+}
+
+#[test]
+fn views_refuse_changes() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap();
+        let view = volume.view("a").unwrap();
+        assert_eq!(view.write(0, Buffer::zeroed(512), false).await.1, Err(ExportError::ReadOnly));
+        assert_eq!(view.trim(ByteRange::new(0, 512), false).await, Err(ExportError::ReadOnly));
+        let zeroed = view.write_zeroes(ByteRange::new(0, 512), Zeroes::default()).await;
+        assert_eq!(zeroed, Err(ExportError::ReadOnly));
+    });
+}

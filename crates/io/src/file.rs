@@ -1,0 +1,257 @@
+//! A file or block device whose reads and writes do not block the thread for long.
+//!
+//! Buffered requests below [`INLINE`] are done at once where the page cache serves them; a thread hop would cost more than the
+//! copy. Everything else goes to the ring; the copying of large buffered requests to the kernel's own workers.
+
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use io_uring::{opcode, squeue, types};
+
+use crate::blocking::blocking;
+use crate::buffer::Buffer;
+use crate::descriptor::{check, check_len};
+use crate::runtime::reactor;
+
+/// Buffered requests of fewer bytes are done on the spot.
+const INLINE: usize = 64 << 10;
+
+/// A stretch of a file, in bytes; or of all of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    offset: u64,
+    len: u64,
+}
+
+/// An open file or block device. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct File {
+    file: Arc<fs::File>,
+    direct: bool,
+}
+
+impl File {
+    /// Takes over an open file; `direct` says whether it was opened with `O_DIRECT`.
+    pub fn new(file: fs::File, direct: bool) -> Self {
+        Self { file: Arc::new(file), direct }
+    }
+
+    /// Whether the page cache is bypassed.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// The file itself.
+    pub fn get(&self) -> &fs::File {
+        &self.file
+    }
+
+    /// Reads until `buffer` is full or the file ends; gives the count.
+    pub async fn read_at(&self, offset: u64, mut buffer: Buffer) -> (Buffer, io::Result<usize>) {
+        let mut filled = 0;
+        if !self.direct && buffer.len() < INLINE {
+            match self.read_cached(offset, &mut buffer) {
+                Ok(count) if count == buffer.len() => return (buffer, Ok(count)),
+                Ok(count) => filled = count,
+                Err(_) => {}
+            }
+        }
+        if !reactor().has_ring() {
+            let file = Arc::clone(&self.file);
+            return blocking(move || {
+                let result = read_fully(&file, offset, &mut buffer);
+                (buffer, result)
+            })
+            .await;
+        }
+        while filled < buffer.len() {
+            let entry = opcode::Read::new(
+                types::Fd(self.file.as_raw_fd()),
+                buffer[filled..].as_mut_ptr(),
+                (buffer.len() - filled).min(1 << 30) as u32,
+            )
+            .offset(offset + filled as u64)
+            .build()
+            .flags(self.flags(buffer.len()));
+            // SAFETY: the buffer's memory does not move with it, and the descriptor is held by the `Arc` beside it.
+            let submitted = unsafe { reactor().submit(entry, (buffer, Arc::clone(&self.file))) };
+            let ((returned, _), result) = submitted.await;
+            buffer = returned;
+            match outcome(result) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (buffer, Err(error)),
+            }
+        }
+        (buffer, Ok(filled))
+    }
+
+    /// Writes all of `buffer`; with `durable` it is on the medium when this completes.
+    pub async fn write_at(&self, offset: u64, mut buffer: Buffer, durable: bool) -> (Buffer, io::Result<()>) {
+        if !self.direct && !durable && buffer.len() < INLINE {
+            let result = self.file.write_all_at(&buffer, offset);
+            return (buffer, result);
+        }
+        if !reactor().has_ring() {
+            let file = Arc::clone(&self.file);
+            return blocking(move || {
+                let result = file
+                    .write_all_at(&buffer, offset)
+                    .and_then(|()| if durable { file.sync_data() } else { Ok(()) });
+                (buffer, result)
+            })
+            .await;
+        }
+        let mut written = 0;
+        while written < buffer.len() {
+            let mut write = opcode::Write::new(
+                types::Fd(self.file.as_raw_fd()),
+                buffer[written..].as_ptr(),
+                (buffer.len() - written).min(1 << 30) as u32,
+            )
+            .offset(offset + written as u64);
+            if durable {
+                write = write.rw_flags(libc::RWF_DSYNC);
+            }
+            let entry = write.build().flags(self.flags(buffer.len()));
+            // SAFETY: the buffer's memory does not move with it, and the descriptor is held by the `Arc` beside it.
+            let submitted = unsafe { reactor().submit(entry, (buffer, Arc::clone(&self.file))) };
+            let ((returned, _), result) = submitted.await;
+            buffer = returned;
+            match outcome(result) {
+                Ok(0) => return (buffer, Err(io::ErrorKind::WriteZero.into())),
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (buffer, Err(error)),
+            }
+        }
+        (buffer, Ok(()))
+    }
+
+    /// Makes completed writes durable (data, and the metadata needed to find them).
+    ///
+    /// # Errors
+    /// When the device says so.
+    pub async fn sync_data(&self) -> io::Result<()> {
+        if !reactor().has_ring() {
+            let file = Arc::clone(&self.file);
+            return blocking(move || file.sync_data()).await;
+        }
+        let entry = opcode::Fsync::new(types::Fd(self.file.as_raw_fd())).flags(types::FsyncFlags::DATASYNC).build();
+        // SAFETY: the entry refers to no memory; the descriptor is held by the `Arc`.
+        let (_, result) = unsafe { reactor().submit(entry, Arc::clone(&self.file)) }.await;
+        outcome(result).map(drop)
+    }
+
+    /// Makes the range read as zeroes without writing them; `punch` gives the space back, otherwise it stays allocated.
+    /// The file's length does not change.
+    ///
+    /// # Errors
+    /// `Unsupported` where the file system or device has no such call.
+    pub async fn zero_range(&self, offset: u64, len: u64, punch: bool) -> io::Result<()> {
+        let mode = libc::FALLOC_FL_KEEP_SIZE
+            | if punch { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
+        let result = self.fallocate(mode, Place { offset, len }).await;
+        match result {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(io::ErrorKind::Unsupported.into()),
+            other => other,
+        }
+    }
+
+    async fn fallocate(&self, mode: i32, place: Place) -> io::Result<()> {
+        let file = Arc::clone(&self.file);
+        if !reactor().has_ring() {
+            return blocking(move || fallocate(&file, mode, place.offset, place.len)).await;
+        }
+        let entry = opcode::Fallocate::new(types::Fd(file.as_raw_fd()), place.len)
+            .offset(place.offset)
+            .mode(mode)
+            .build();
+        // SAFETY: the entry refers to no memory; the descriptor is held by the `Arc`.
+        let (_, result) = unsafe { reactor().submit(entry, file) }.await;
+        outcome(result).map(drop)
+    }
+
+    /// Where the next data at or after `offset` starts; `None` if there is none up to the end.
+    ///
+    /// # Errors
+    /// When the file cannot tell.
+    pub fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.seek(offset, libc::SEEK_DATA)
+    }
+
+    /// Where the next hole at or after `offset` starts; the end of the file counts as one. `None` past the end.
+    ///
+    /// # Errors
+    /// When the file cannot tell.
+    pub fn next_hole(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.seek(offset, libc::SEEK_HOLE)
+    }
+
+    fn seek(&self, offset: u64, whence: i32) -> io::Result<Option<u64>> {
+        let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: plain system call on an open descriptor. The file position it moves is used by nobody.
+        let found = unsafe { libc::lseek(self.file.as_raw_fd(), offset, whence) };
+        match u64::try_from(found) {
+            Ok(found) => Ok(Some(found)),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+
+    fn flags(&self, len: usize) -> squeue::Flags {
+        if self.direct || len < INLINE { squeue::Flags::empty() } else { squeue::Flags::ASYNC }
+    }
+
+    fn read_cached(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: one vector over a buffer that is borrowed exclusively during the call.
+        check_len(unsafe { libc::preadv2(self.file.as_raw_fd(), &vector, 1, offset, libc::RWF_NOWAIT) })
+    }
+}
+
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn outcome(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
+fn read_fully(file: &fs::File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// `fallocate(2)`, blocking.
+pub(crate) fn fallocate(file: &fs::File, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+    let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let (offset, len) = (i64::try_from(offset).map_err(invalid)?, i64::try_from(len).map_err(invalid)?);
+    loop {
+        // SAFETY: plain system call on an open descriptor.
+        match check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

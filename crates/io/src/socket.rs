@@ -1,0 +1,229 @@
+//! Stream sockets, unix and TCP.
+//!
+//! Calls are made at once and only wait for readiness when the kernel says so; no memory is ever left with the kernel, so a
+//! dropped future is harmless.
+
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io::{self, IoSlice};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use crate::blocking::blocking;
+use crate::descriptor::check_len;
+use crate::runtime::reactor;
+
+/// Vectors per system call.
+const VECTORS: usize = 256;
+
+async fn ready(socket: &OwnedFd, events: libc::c_short) -> io::Result<()> {
+    let (_, result) = reactor().readiness(socket.as_raw_fd(), events)?.await;
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+}
+
+/// A socket that accepts connections.
+#[derive(Debug)]
+pub struct Listener {
+    socket: OwnedFd,
+    address: Option<SocketAddr>,
+}
+
+impl Listener {
+    /// Listens at a path, mode 0600. The path must not exist.
+    ///
+    /// # Errors
+    /// When it does, or its directory cannot be written.
+    pub fn unix(path: &Path) -> io::Result<Self> {
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { socket: listener.into(), address: None })
+    }
+
+    /// Listens on a TCP address.
+    ///
+    /// # Errors
+    /// When the address is taken or not this machine's.
+    pub fn tcp(address: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok(Self { socket: listener.into(), address: Some(address) })
+    }
+
+    /// The TCP address, with the port that the kernel chose where 0 was asked for.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    /// When the kernel has no descriptor or memory left; the listener stays usable.
+    pub async fn accept(&self) -> io::Result<Stream> {
+        loop {
+            // SAFETY: plain system call; the peer's address is not asked for.
+            let accepted = unsafe {
+                libc::accept4(
+                    self.socket.as_raw_fd(),
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                    libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                )
+            };
+            match crate::descriptor::check(accepted) {
+                Ok(raw) => {
+                    // SAFETY: the descriptor is new and owned here.
+                    let socket = unsafe { std::os::fd::FromRawFd::from_raw_fd(raw) };
+                    let stream = Stream { socket };
+                    if self.address.is_some() {
+                        stream.no_delay();
+                    }
+                    return Ok(stream);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready(&self.socket, libc::POLLIN).await?,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A connected stream socket.
+#[derive(Debug)]
+pub struct Stream {
+    socket: OwnedFd,
+}
+
+impl Stream {
+    /// Connects to a unix socket.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub async fn connect_unix(path: &Path) -> io::Result<Self> {
+        let path = path.to_owned();
+        let stream = blocking(move || UnixStream::connect(path)).await?;
+        Self::from_unix(stream)
+    }
+
+    /// Connects to a TCP address.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub async fn connect_tcp(address: SocketAddr) -> io::Result<Self> {
+        let stream = blocking(move || TcpStream::connect(address)).await?;
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        Ok(Self { socket: stream.into() })
+    }
+
+    /// Takes over a connected unix socket.
+    ///
+    /// # Errors
+    /// When it cannot be made non-blocking.
+    pub fn from_unix(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { socket: stream.into() })
+    }
+
+    fn no_delay(&self) {
+        let on: libc::c_int = 1;
+        // SAFETY: the option takes an `int`, given by address and size.
+        unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_NODELAY,
+                (&raw const on).cast(),
+                size_of::<libc::c_int>() as u32,
+            )
+        };
+    }
+
+    /// What has arrived, at least a byte; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn recv(&self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            // SAFETY: writes at most `len` bytes to a buffer that is borrowed exclusively.
+            let received =
+                unsafe { libc::recv(self.socket.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
+            match check_len(received) {
+                Ok(count) => return Ok(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready(&self.socket, libc::POLLIN).await?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Fills `into`.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` at the end of the stream.
+    pub async fn recv_exact(&self, into: &mut [u8]) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < into.len() {
+            match self.recv(&mut into[filled..]).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => filled += count,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends all slices in order, with as few system calls as the socket's buffer allows.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn send_all(&self, slices: &[IoSlice<'_>]) -> io::Result<()> {
+        let mut first = 0;
+        let mut skip = 0;
+        while first < slices.len() {
+            let sent = match self.send_some(&slices[first..], skip) {
+                Ok(sent) => sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready(&self.socket, libc::POLLOUT).await?;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let mut left = sent + skip;
+            while first < slices.len() && left >= slices[first].len() {
+                left -= slices[first].len();
+                first += 1;
+            }
+            skip = left;
+        }
+        Ok(())
+    }
+
+    fn send_some(&self, slices: &[IoSlice<'_>], skip: usize) -> io::Result<usize> {
+        let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; VECTORS];
+        let count = slices.len().min(VECTORS);
+        for (index, (vector, slice)) in vectors.iter_mut().zip(slices).enumerate() {
+            let slice = if index == 0 { &slice[skip..] } else { &slice[..] };
+            *vector = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
+        }
+        // SAFETY: an all-zero `msghdr` is valid.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = vectors.as_mut_ptr();
+        message.msg_iovlen = count;
+        // SAFETY: the vectors refer to slices that are borrowed through the call, which only reads them.
+        check_len(unsafe {
+            libc::sendmsg(self.socket.as_raw_fd(), &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+        })
+    }
+
+    /// Ends both directions: whoever waits on the socket, here or at the peer, is woken.
+    pub fn shutdown(&self) {
+        // SAFETY: plain system call on an open descriptor.
+        unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+}

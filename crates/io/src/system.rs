@@ -1,0 +1,171 @@
+//! What the machine knows of itself.
+
+#![allow(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::descriptor::check;
+
+const BLKROGET: libc::Ioctl = 0x125e;
+const BLKDISCARD: libc::Ioctl = 0x1277;
+const BLKSSZGET: libc::Ioctl = 0x1268;
+const BLKGETSIZE64: libc::Ioctl = 0x8008_1272_u32 as libc::Ioctl;
+const BLKZEROOUT: libc::Ioctl = 0x127f;
+
+/// Id of the running boot.
+///
+/// # Errors
+/// When `/proc` is not there or not as expected.
+pub fn boot_id() -> io::Result<[u8; 16]> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
+    let number = u128::from_str_radix(&digits, 16).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok(number.to_be_bytes())
+}
+
+/// Nanoseconds on a clock that never goes back; its zero is arbitrary.
+pub fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a writable struct; this clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Nanoseconds since the Unix epoch.
+pub fn wall_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// Sixteen random bytes from the kernel.
+///
+/// # Panics
+/// If the kernel has no random numbers: nothing can be named then.
+pub fn random_id() -> [u8; 16] {
+    let mut id = [0; 16];
+    // SAFETY: sixteen writable bytes. Requests of up to 256 bytes are never cut short.
+    let count = unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) };
+    assert_eq!(count, 16, "the kernel has no random numbers");
+    id
+}
+
+/// Ends this process at once as `kill -9` would.
+pub fn kill_self() -> ! {
+    // SAFETY: plain system calls.
+    unsafe {
+        libc::kill(libc::getpid(), libc::SIGKILL);
+    }
+    std::process::abort()
+}
+
+/// Bytes free to this process on the file system that holds `path`.
+///
+/// # Errors
+/// When the path cannot be reached.
+pub fn free_space(path: &Path) -> io::Result<u64> {
+    let file = File::open(path)?;
+    // SAFETY: an all-zero `statvfs` is a valid value to be filled in.
+    let mut status: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: an open descriptor and a writable struct.
+    check(unsafe { libc::fstatvfs(file.as_raw_fd(), &mut status) })?;
+    Ok(status.f_bavail * status.f_frsize)
+}
+
+/// Length in bytes of a block device.
+///
+/// # Errors
+/// When it is none.
+pub fn device_size(device: &File) -> io::Result<u64> {
+    let mut size = 0u64;
+    // SAFETY: the call writes eight bytes to `size`.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BLKGETSIZE64, &mut size) })?;
+    Ok(size)
+}
+
+/// Logical block size of a block device in bytes.
+///
+/// # Errors
+/// When it is none.
+pub fn device_block(device: &File) -> io::Result<u32> {
+    let mut block: libc::c_int = 0;
+    // SAFETY: the call writes an `int`.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BLKSSZGET, &mut block) })?;
+    Ok(block as u32)
+}
+
+/// Whether a block device is set read-only.
+///
+/// # Errors
+/// When it is none.
+pub fn device_is_read_only(device: &File) -> io::Result<bool> {
+    let mut read_only: libc::c_int = 0;
+    // SAFETY: the call writes an `int`.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BLKROGET, &mut read_only) })?;
+    Ok(read_only != 0)
+}
+
+/// Discards a range of a block device. Blocking.
+///
+/// # Errors
+/// `Unsupported` where the device has no discard.
+pub fn device_discard(device: &File, offset: u64, len: u64) -> io::Result<()> {
+    device_range(device, BLKDISCARD, offset, len)
+}
+
+/// Zeroes a range of a block device, by its own means where it has some. Blocking.
+///
+/// # Errors
+/// When the device refuses.
+pub fn device_zero(device: &File, offset: u64, len: u64) -> io::Result<()> {
+    device_range(device, BLKZEROOUT, offset, len)
+}
+
+fn device_range(device: &File, request: libc::Ioctl, offset: u64, len: u64) -> io::Result<()> {
+    let range = [offset, len];
+    // SAFETY: the call reads two 64-bit words.
+    match check(unsafe { libc::ioctl(device.as_raw_fd(), request, range.as_ptr()) }) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(io::ErrorKind::Unsupported.into()),
+        other => other.map(drop),
+    }
+}
+
+/// Alignment in bytes that direct I/O on this open file needs.
+///
+/// # Errors
+/// When the file system does no direct I/O on it.
+pub fn direct_alignment(file: &File) -> io::Result<u32> {
+    // SAFETY: an all-zero `statx` is a valid value to be filled in.
+    let mut status: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: an open descriptor, an empty C string and a writable struct.
+    check(unsafe {
+        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &mut status)
+    })?;
+    if status.stx_mask & libc::STATX_DIOALIGN == 0 {
+        // An older kernel: the file system's block is always enough.
+        return Ok(4096);
+    }
+    match status.stx_dio_offset_align {
+        0 => Err(io::ErrorKind::Unsupported.into()),
+        align => Ok(align.max(status.stx_dio_mem_align).min(4096).max(align)),
+    }
+}
+
+/// Asks the kernel to drop clean cached pages of a range of the file (`len` 0: to the end).
+pub fn drop_cache(file: &File, offset: u64, len: u64) {
+    // SAFETY: plain system call on an open descriptor; advice cannot fail in a way that matters.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, libc::POSIX_FADV_DONTNEED) };
+}
+
+/// Asks the kernel to read a range of the file ahead.
+pub fn read_ahead(file: &File, offset: u64, len: u64) {
+    // SAFETY: as above.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED) };
+}
+
+/// Flag for opening a file past the page cache.
+pub const DIRECT: i32 = libc::O_DIRECT;
+/// Flag for opening a block device that nobody else holds exclusively (a mount, for one).
+pub const EXCLUSIVE: i32 = libc::O_EXCL;

@@ -1,0 +1,353 @@
+//! The original cache of a volume: payloads in slots, entries in the map, an index of both.
+//!
+//! # Invariants
+//! 1. A payload is written before its entry is published, an entry before its index line (INV-2).
+//! 2. A slot is given out again only after its entry was withdrawn (INV-4).
+//! 3. One entry for a grain and a tag; the first wins (INV-3).
+//!
+//! | | save | resolve | free |
+//! |---|---|---|---|
+//! | **save** | different grains: slots and positions come from one lock, sequences in publication order; the same grain: the engine's claim keeps them apart | entry before index: found whole or not at all | a position is taken back after its withdrawal |
+//! | **resolve** | | shared | the reader checks afterwards that its snapshot still needed the range |
+//! | **free** | | | whoever removes the index line frees: once |
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
+
+use tzero_block::BlockDevice;
+use tzero_io::{Buffer, Mapping};
+
+use crate::entry::{Entry, EntryState, Payload};
+use crate::index::{Index, Located};
+use crate::map::{MapError, ModifiedMap};
+use crate::slots::Slots;
+use crate::units::{Epoch, GrainIndex, Grains, Sequence};
+
+const SHARDS: usize = 64;
+/// Grains that lie together share a shard, so that a request rarely takes two locks.
+const GRAINS_PER_SHARD_STEP: u64 = 4096;
+
+/// Why an original cannot be kept.
+#[derive(Debug)]
+pub enum CacheError {
+    /// The cache has reached its limit.
+    Full,
+    /// The map cannot grow.
+    MapFull(io::Error),
+}
+
+impl std::fmt::Display for CacheError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Full => f.write_str("the original cache has reached its limit"),
+            Self::MapFull(source) => write!(f, "the modified map cannot grow: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for CacheError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Full => None,
+            Self::MapFull(source) => Some(source),
+        }
+    }
+}
+
+/// Places for originals that are about to be saved.
+#[derive(Debug)]
+pub struct Reservation {
+    /// Slots of the cache, in runs.
+    pub slots: Vec<Range<u64>>,
+    positions: Vec<u32>,
+}
+
+/// How much there is of everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OriginalsUse {
+    /// Published entries and those being saved.
+    pub entries: u64,
+    /// Bytes of slots that are in use or being filled.
+    pub bytes: u64,
+    /// Most bytes of slots.
+    pub limit_bytes: u64,
+    /// Originals ever saved.
+    pub sequence: u64,
+}
+
+struct Space {
+    slots: Slots,
+    positions: Slots,
+    head: Sequence,
+}
+
+/// Payloads, entries and their index.
+pub struct OriginalCache<M, D> {
+    grains: Grains,
+    map: ModifiedMap<M>,
+    device: D,
+    shards: [Mutex<Index>; SHARDS],
+    space: Mutex<Space>,
+}
+
+fn shard_of(grain: GrainIndex) -> usize {
+    (grain.0 / GRAINS_PER_SHARD_STEP % SHARDS as u64) as usize
+}
+
+impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
+    /// Takes over the map and the cache's device, and finds what is in them. `wanted` says of every original (grain, the tag
+    /// before it, its tag) whether some snapshot could resolve to it; the others are freed.
+    ///
+    /// `entries` and `damaged` are what [`ModifiedMap::scan`] found; the damaged ones are freed.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn open(
+        map: ModifiedMap<M>,
+        entries: Vec<(u32, Entry)>,
+        damaged: Vec<u32>,
+        device: D,
+        grains: Grains,
+        wanted: impl Fn(GrainIndex, Option<Epoch>, Epoch) -> bool,
+    ) -> Result<Self, MapError> {
+        let limit = device.geometry().size / grains.grain();
+        let mut head = map.head();
+        let mut all = Index::default();
+        for (position, entry) in &entries {
+            head = head.max(entry.sequence);
+            all.insert(grains.at(entry.offset), Located { tag: entry.tag, position: *position });
+        }
+        map.raise_head(head).map_err(MapError::Io)?;
+        let (mut slots, mut positions) = (BTreeSet::new(), BTreeSet::new());
+        let shards: [Mutex<Index>; SHARDS] = std::array::from_fn(|_| Mutex::default());
+        for (position, entry) in entries {
+            let grain = grains.at(entry.offset);
+            let located = Located { tag: entry.tag, position };
+            let before = all.of(grain).iter().map(|other| other.tag).rfind(|tag| *tag < entry.tag);
+            let fits = entry.offset < grains.size() && u64::from(entry.len) == grains.range(grain).len();
+            if !fits || !all.of(grain).contains(&located) || !wanted(grain, before, entry.tag) {
+                map.withdraw(position).map_err(MapError::Io)?;
+                continue;
+            }
+            if let Payload::Stored { offset, .. } = entry.payload {
+                slots.insert(offset / grains.grain());
+            }
+            positions.insert(u64::from(position));
+            shards[shard_of(grain)].lock().expect("nothing panics under this lock").insert(grain, located);
+        }
+        for position in damaged {
+            map.withdraw(position).map_err(MapError::Io)?;
+        }
+        let space = Space {
+            slots: Slots::with_taken(limit, &slots),
+            positions: Slots::with_taken(map.capacity(), &positions),
+            head,
+        };
+        Ok(Self { grains, map, device, shards, space: Mutex::new(space) })
+    }
+
+    /// How the volume is cut.
+    pub fn grains(&self) -> Grains {
+        self.grains
+    }
+
+    /// Where payloads are.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The newest sequence.
+    pub fn head(&self) -> Sequence {
+        self.space().head
+    }
+
+    fn space(&self) -> MutexGuard<'_, Space> {
+        self.space.lock().expect("nothing panics under this lock")
+    }
+
+    fn shard(&self, grain: GrainIndex) -> MutexGuard<'_, Index> {
+        self.shards[shard_of(grain)].lock().expect("nothing panics under this lock")
+    }
+
+    /// Places for `entries` originals, of which `stored` have bytes. All or nothing.
+    ///
+    /// # Errors
+    /// When the cache is full or the map cannot grow.
+    pub fn reserve(&self, entries: u64, stored: u64) -> Result<Reservation, CacheError> {
+        let mut space = self.space();
+        let positions = match space.positions.take(entries) {
+            Some(positions) => positions,
+            None => {
+                let needed = space.positions.taken() + entries;
+                let grown = self.map.grow(needed.max(space.positions.limit() + 1)).map_err(CacheError::MapFull)?;
+                space.positions.set_limit(grown.end);
+                space.positions.take(entries).expect("the map was grown for as many")
+            }
+        };
+        let Some(slots) = space.slots.take(stored) else {
+            positions.into_iter().for_each(|run| space.positions.put_back(run));
+            return Err(CacheError::Full);
+        };
+        Ok(Reservation { slots, positions: positions.into_iter().flatten().map(|position| position as u32).collect() })
+    }
+
+    /// Gives a reservation back.
+    pub fn cancel(&self, reservation: Reservation) {
+        let mut space = self.space();
+        reservation.slots.into_iter().for_each(|run| space.slots.put_back(run));
+        for position in reservation.positions {
+            space.positions.put_back(u64::from(position)..u64::from(position) + 1);
+        }
+    }
+
+    /// Writes payload bytes from the slot on.
+    pub async fn store(&self, slot: u64, bytes: Buffer) -> (Buffer, Result<(), tzero_block::Error>) {
+        self.device.write(slot * self.grains.grain(), bytes, false).await
+    }
+
+    /// Publishes originals of one tag in the map: visible to movers, and found after a death. The payloads are stored already.
+    /// Slots are used in the order of the reservation.
+    ///
+    /// # Errors
+    /// Where stores can fail: then none of them counts, and the reservation is given back.
+    pub fn publish(
+        &self,
+        reservation: Reservation,
+        tag: Epoch,
+        originals: &[(GrainIndex, Payload)],
+    ) -> io::Result<Vec<(GrainIndex, Located, Sequence)>> {
+        let mut published = Vec::with_capacity(originals.len());
+        let mut space = self.space();
+        for (&(grain, payload), &position) in originals.iter().zip(&reservation.positions) {
+            let range = self.grains.range(grain);
+            let sequence = Sequence(space.head.0 + 1);
+            let entry = Entry {
+                unit: 0,
+                offset: range.start(),
+                len: range.len() as u32,
+                tag,
+                sequence,
+                payload,
+                state: EntryState::Unread,
+            };
+            if let Err(error) = self.map.publish(position, &entry) {
+                for position in &reservation.positions {
+                    self.map.withdraw(*position)?;
+                }
+                drop(space);
+                self.cancel(reservation);
+                return Err(error);
+            }
+            space.head = sequence;
+            published.push((grain, Located { tag, position }, sequence));
+        }
+        Ok(published)
+    }
+
+    /// Makes published originals visible to this process's resolution. `last_wins` breaks INV-3, for tests of the tests.
+    pub fn index(&self, published: &[(GrainIndex, Located, Sequence)], last_wins: bool) {
+        for (grain, located, _) in published {
+            let mut shard = self.shard(*grain);
+            let older = shard.of(*grain).iter().copied().find(|other| last_wins && other.tag == located.tag);
+            if let Some(older) = older {
+                shard.remove(*grain, older);
+            }
+            let fresh = shard.insert(*grain, *located);
+            debug_assert!(fresh, "INV-3: a second original of {grain:?} for {:?}", located.tag);
+        }
+    }
+
+    /// The newest tag of a grain.
+    pub fn newest(&self, grain: GrainIndex) -> Option<Epoch> {
+        self.shard(grain).newest(grain)
+    }
+
+    /// The original that a snapshot of `epoch` reads for `grain`, if there is one. `None` inside says that it was freed meanwhile:
+    /// the snapshot does not need the grain any more.
+    pub fn resolve(&self, grain: GrainIndex, epoch: Epoch) -> Option<Option<Entry>> {
+        let located = self.shard(grain).resolve(grain, epoch)?;
+        let entry = self.map.entry(located.position);
+        Some(entry.filter(|entry| entry.tag == located.tag && self.grains.at(entry.offset) == grain))
+    }
+
+    /// Frees the originals of a grain that `wanted` (the tag before it, its tag) does not want; gives the freed cache offsets.
+    ///
+    /// # Errors
+    /// Where stores can fail: the original then stays.
+    pub fn free_unwanted(
+        &self,
+        grain: GrainIndex,
+        wanted: impl Fn(Option<Epoch>, Epoch) -> bool,
+    ) -> io::Result<Vec<Option<u64>>> {
+        let mut shard = self.shard(grain);
+        let mut freed = Vec::new();
+        let mut before = None;
+        let chain: Vec<Located> = shard.of(grain).to_vec();
+        for located in chain {
+            if wanted(before, located.tag) {
+                before = Some(located.tag);
+                continue;
+            }
+            // The tag before stays the last one kept: with this entry gone, its snapshots would resolve past it, and there are none.
+            let entry = self.map.entry(located.position);
+            self.map.withdraw(located.position)?;
+            shard.remove(grain, located);
+            let mut space = self.space();
+            let position = u64::from(located.position);
+            space.positions.put_back(position..position + 1);
+            freed.push(match entry.map(|entry| entry.payload) {
+                Some(Payload::Stored { offset, .. }) => {
+                    let slot = offset / self.grains.grain();
+                    space.slots.put_back(slot..slot + 1);
+                    Some(offset)
+                }
+                _ => None,
+            });
+        }
+        Ok(freed)
+    }
+
+    /// Grains that have originals, a part of them: ask for parts `0 ..` [`Self::parts`].
+    pub fn part(&self, part: usize) -> Vec<GrainIndex> {
+        let mut grains: Vec<_> = self.shards[part].lock().expect("nothing panics under this lock").grains().collect();
+        grains.sort_unstable();
+        grains
+    }
+
+    /// See [`Self::part`].
+    pub const fn parts() -> usize {
+        SHARDS
+    }
+
+    /// Every original as `(grain, tag, entry)`, by grain and tag.
+    pub fn all(&self) -> Vec<(GrainIndex, Entry)> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock().expect("nothing panics under this lock");
+            all.extend(shard.iter().filter_map(|(grain, located)| Some((grain, self.map.entry(located.position)?))));
+        }
+        all.sort_unstable_by_key(|(grain, entry)| (*grain, entry.tag));
+        all
+    }
+
+    /// How much there is of everything.
+    pub fn usage(&self) -> OriginalsUse {
+        let space = self.space();
+        OriginalsUse {
+            entries: space.positions.taken(),
+            bytes: space.slots.taken() * self.grains.grain(),
+            limit_bytes: space.slots.limit() * self.grains.grain(),
+            sequence: space.head.0,
+        }
+    }
+
+    /// Makes the map durable against power loss. Blocking.
+    ///
+    /// # Errors
+    /// When the device says so.
+    pub fn sync_map(&self) -> io::Result<()> {
+        self.map.sync()
+    }
+}

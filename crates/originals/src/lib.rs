@@ -1,0 +1,28 @@
+//! Original cache and modified map: format, writer, concurrent reader, resolution.
+//!
+//! The *original cache* holds the bytes that grains had before their first change in an epoch. The *modified map* has one
+//! entry per saved original: where it belongs, which snapshots it serves, where it lies, its checksum. The *snapshot table* says which
+//! snapshots stand. All three are files that survive the process; `docs/formats/` has the byte tables.
+//!
+//! Deliberately absent: when to save (that is `engine`), and any knowledge of hosts or movers.
+
+mod cache;
+mod entry;
+mod index;
+mod map;
+mod overlay;
+mod reader;
+mod released;
+mod slots;
+mod table;
+mod units;
+
+pub use cache::{CacheError, OriginalCache, OriginalsUse, Reservation};
+pub use entry::{Entry, EntryState, Payload};
+pub use index::{Index, Located};
+pub use map::{MapError, ModifiedMap};
+pub use overlay::{Overlay, OverlayError, overlay};
+pub use reader::{OriginalsReader, ReconcileError, Reconciled, SnapshotRef};
+pub use released::{RangeSet, ReleasedLog};
+pub use table::{BrokenReason, MOST_SNAPSHOTS, NAME_BYTES, Originals, Record, RecordState, SnapshotTable, TableError};
+pub use units::{Epoch, GrainIndex, Grains, Sequence, SnapshotId};

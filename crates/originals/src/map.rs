@@ -1,0 +1,254 @@
+//! The modified map: a header, a ring of recent publications, and entries.
+//!
+//! | offset | content |
+//! |---|---|
+//! | 0 | magic `TZEROMAP` |
+//! | 8 | version (low 32), bytes of an entry (high 32) |
+//! | 16 | grain in bytes |
+//! | 24, 32 | volume id |
+//! | 40 | how many entry positions there are (published after growing) |
+//! | 48 | head: sequence of the newest published entry |
+//! | 56 | words of the ring |
+//! | 4096 | ring: word `s % words` = position (low 32) and low 32 bits of sequence `s` (high 32) |
+//! | after the ring | entries |
+//!
+//! # Write order
+//! Entry (see [`Entry`]), ring word, head. A death between them leaves an entry that recovery finds by its state word; the head is then
+//! raised to the largest sequence seen. A reader that follows the ring sees whatever was published before the head it
+//! loaded; one that fell behind the ring scans all entries.
+//!
+//! # Invariants
+//! 1. One writer. Publications are in sequence order: all up to the head are visible (INV-2).
+//! 2. A position is rewritten only after its entry was withdrawn.
+
+use std::io;
+use std::ops::Range;
+
+use tzero_io::Mapping;
+
+use crate::entry::{ENTRY_BYTES, Entry};
+use crate::units::Sequence;
+
+pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"TZEROMAP");
+pub(crate) const VERSION: u32 = 1;
+const HEADER: u64 = 4096;
+const RING_WORDS: u64 = 4096;
+const FIRST_ENTRIES: u64 = 1024;
+/// Growth doubles the file up to this many entries at a time.
+const MOST_GROWTH: u64 = 1 << 16;
+/// Positions are 32 bits.
+const MOST_ENTRIES: u64 = u32::MAX as u64;
+
+const WORD_VERSION: u64 = 8;
+const WORD_GRAIN: u64 = 16;
+const WORD_VOLUME: u64 = 24;
+const WORD_CAPACITY: u64 = 40;
+const WORD_HEAD: u64 = 48;
+const WORD_RING: u64 = 56;
+
+/// Why a map was refused.
+#[derive(Debug)]
+pub enum MapError {
+    /// It is not a modified map of this version.
+    Format,
+    /// It belongs to another volume, or has another grain.
+    Foreign,
+    /// It cannot be written.
+    Io(io::Error),
+}
+
+impl std::fmt::Display for MapError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Format => f.write_str("the modified map is damaged or of another version"),
+            Self::Foreign => f.write_str("the modified map belongs to another volume or has another grain"),
+            Self::Io(source) => write!(f, "the modified map cannot be written: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for MapError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// The map's file, as its writer or a reader sees it.
+pub struct ModifiedMap<M> {
+    mapping: M,
+    ring_words: u64,
+}
+
+impl<M: Mapping> ModifiedMap<M> {
+    /// Length of a new map in bytes.
+    pub const NEW_LEN: u64 = HEADER + RING_WORDS * 8 + FIRST_ENTRIES * ENTRY_BYTES;
+
+    /// Takes over the mapping, and makes a map of it if it is all new (its magic is zero).
+    ///
+    /// # Errors
+    /// When it holds something else, or cannot be written.
+    pub fn create_or_open(mapping: M, grain: u32, volume: [u8; 16]) -> Result<Self, MapError> {
+        if mapping.len() < Self::NEW_LEN {
+            return Err(MapError::Format);
+        }
+        if mapping.load(0) == 0 {
+            initialise(&mapping, grain, volume).map_err(MapError::Io)?;
+        }
+        let map = Self::open(mapping)?;
+        if map.grain() != grain || map.volume() != volume {
+            return Err(MapError::Foreign);
+        }
+        Ok(map)
+    }
+
+    /// Takes over a mapping that holds a map.
+    ///
+    /// # Errors
+    /// When it does not, or lengths in it do not fit.
+    pub fn open(mapping: M) -> Result<Self, MapError> {
+        let expected = u64::from(VERSION) | ENTRY_BYTES << 32;
+        if mapping.len() < HEADER || mapping.load(0) != MAGIC || mapping.load(WORD_VERSION) != expected {
+            return Err(MapError::Format);
+        }
+        let ring_words = mapping.load(WORD_RING);
+        let map = Self { ring_words, mapping };
+        if ring_words != RING_WORDS || map.capacity() > MOST_ENTRIES {
+            return Err(MapError::Format);
+        }
+        map.follow_growth().map_err(|_| MapError::Format)?;
+        Ok(map)
+    }
+
+    /// Grain in bytes.
+    pub fn grain(&self) -> u32 {
+        self.mapping.load(WORD_GRAIN) as u32
+    }
+
+    /// Volume that it belongs to.
+    pub fn volume(&self) -> [u8; 16] {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.mapping.load(WORD_VOLUME).to_le_bytes());
+        id[8..].copy_from_slice(&self.mapping.load(WORD_VOLUME + 8).to_le_bytes());
+        id
+    }
+
+    /// How many positions there are.
+    pub fn capacity(&self) -> u64 {
+        self.mapping.load(WORD_CAPACITY)
+    }
+
+    /// The newest published sequence.
+    pub fn head(&self) -> Sequence {
+        Sequence(self.mapping.load(WORD_HEAD))
+    }
+
+    /// The published entry at a position.
+    pub fn entry(&self, position: u32) -> Option<Entry> {
+        (u64::from(position) < self.capacity()).then(|| Entry::load(&self.mapping, self.at(u64::from(position))))?
+    }
+
+    /// The position that published `sequence`; `None` when the ring has moved on.
+    pub fn position_of(&self, sequence: Sequence) -> Option<u32> {
+        let word = self.mapping.load(HEADER + sequence.0 % self.ring_words * 8);
+        (word >> 32 == sequence.0 & 0xFFFF_FFFF).then_some(word as u32)
+    }
+
+    /// Whether a reader that has seen `seen` can follow the ring to `head`.
+    pub fn ring_reaches(&self, seen: Sequence, head: Sequence) -> bool {
+        head.0 - seen.0 < self.ring_words
+    }
+
+    /// Every published entry that is readable, and the positions of those that are not (their checksum does not fit).
+    pub fn scan(&self) -> (Vec<(u32, Entry)>, Vec<u32>) {
+        let (mut entries, mut damaged) = (Vec::new(), Vec::new());
+        for position in 0..self.capacity() {
+            match Entry::load(&self.mapping, self.at(position)) {
+                Some(entry) => entries.push((position as u32, entry)),
+                None if Entry::is_published(&self.mapping, self.at(position)) => damaged.push(position as u32),
+                None => {}
+            }
+        }
+        (entries, damaged)
+    }
+
+    /// Publishes `entry` at a free `position` with the next sequence, which the caller has put into it.
+    ///
+    /// # Errors
+    /// Where stores can fail; the entry may then be visible or not.
+    pub fn publish(&self, position: u32, entry: &Entry) -> io::Result<()> {
+        let sequence = entry.sequence;
+        entry.publish(&self.mapping, self.at(u64::from(position)))?;
+        let word = (sequence.0 & 0xFFFF_FFFF) << 32 | u64::from(position);
+        self.mapping.publish(HEADER + sequence.0 % self.ring_words * 8, word)?;
+        self.mapping.publish(WORD_HEAD, sequence.0)
+    }
+
+    /// Raises the head after a death between an entry and its head.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn raise_head(&self, head: Sequence) -> io::Result<()> {
+        if head > self.head() { self.mapping.publish(WORD_HEAD, head.0) } else { Ok(()) }
+    }
+
+    /// Frees a position.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn withdraw(&self, position: u32) -> io::Result<()> {
+        Entry::withdraw(&self.mapping, self.at(u64::from(position)))
+    }
+
+    /// Makes positions up to `needed` exist; gives those that are new.
+    ///
+    /// # Errors
+    /// When there is no space; the map is then as it was.
+    pub fn grow(&self, needed: u64) -> io::Result<Range<u64>> {
+        let old = self.capacity();
+        if needed <= old {
+            return Ok(old..old);
+        }
+        if needed > MOST_ENTRIES {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let new = (old + old.min(MOST_GROWTH)).max(needed).min(MOST_ENTRIES);
+        self.mapping.grow(self.at(new))?;
+        self.mapping.publish(WORD_CAPACITY, new)?;
+        Ok(old..new)
+    }
+
+    /// Takes in growth by the writer.
+    ///
+    /// # Errors
+    /// When the file is shorter than its header says.
+    pub fn follow_growth(&self) -> io::Result<()> {
+        let needed = self.at(self.capacity());
+        if self.mapping.len() < needed { self.mapping.grow(needed) } else { Ok(()) }
+    }
+
+    /// Makes the map durable against power loss. Blocking.
+    ///
+    /// # Errors
+    /// When the device says so.
+    pub fn sync(&self) -> io::Result<()> {
+        self.mapping.sync()
+    }
+
+    fn at(&self, position: u64) -> u64 {
+        HEADER + self.ring_words * 8 + position * ENTRY_BYTES
+    }
+}
+
+fn initialise<M: Mapping>(mapping: &M, grain: u32, volume: [u8; 16]) -> io::Result<()> {
+    let (low, high) = volume.split_at(8);
+    mapping.store(WORD_VERSION, u64::from(VERSION) | ENTRY_BYTES << 32)?;
+    mapping.store(WORD_GRAIN, u64::from(grain))?;
+    mapping.store(WORD_VOLUME, u64::from_le_bytes(low.try_into().expect("half of an id")))?;
+    mapping.store(WORD_VOLUME + 8, u64::from_le_bytes(high.try_into().expect("half of an id")))?;
+    mapping.store(WORD_CAPACITY, FIRST_ENTRIES)?;
+    mapping.store(WORD_RING, RING_WORDS)?;
+    mapping.publish(0, MAGIC)
+}

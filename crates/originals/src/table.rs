@@ -1,0 +1,392 @@
+//! The snapshot table: which snapshots of a volume stand, and what became of them.
+//!
+//! | offset | content |
+//! |---|---|
+//! | 0 | magic `TZEROSNP` |
+//! | 8 | version (low 32), bytes of a record (high 32) |
+//! | 16, 24 | volume id |
+//! | 32 | epoch: that of the newest snapshot ever taken |
+//! | 40, 48 | boot id of the machine when the table was last opened |
+//! | 56 | 1 after a clean stop, else 0 |
+//! | 4096 | records |
+//!
+//! A record is 256 bytes, words:
+//! 0 state · 1 epoch · 2-3 id · 4 T0 (ns, Unix) · 5 pause (ns) · 6 size (bytes) · 7 flags (1 release, 2 private) · 8 end sequence ·
+//! 9 where it broke (byte offset) · 10 bytes of the name · 11-18 name · 19 CRC-32C of words 1-4, 6, 7, 10-18.
+//!
+//! State: 0 free, 1 live, 2 ended, 3 broken (reason in bits 8-15). Fields first, state last; every change of state is one store
+//! into space that is there already, so a snapshot can always be marked broken.
+
+use std::io;
+
+use tzero_io::Mapping;
+
+use crate::entry::checksum_of;
+use crate::units::{Epoch, Sequence, SnapshotId};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"TZEROSNP");
+const VERSION: u64 = 1;
+const HEADER: u64 = 4096;
+const RECORD: u64 = 256;
+
+/// Most snapshots of a volume at one time.
+pub const MOST_SNAPSHOTS: u32 = 1024;
+/// Longest name in bytes.
+pub const NAME_BYTES: usize = 64;
+
+const WORD_VOLUME: u64 = 16;
+const WORD_EPOCH: u64 = 32;
+const WORD_BOOT: u64 = 40;
+const WORD_CLEAN: u64 = 56;
+
+const FLAG_RELEASE: u64 = 1;
+const FLAG_PRIVATE: u64 = 2;
+
+/// Whether a snapshot keeps its originals until it is deleted, or releases what its consumer has captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Originals {
+    /// Until deleted.
+    Keep,
+    /// Until captured.
+    Release,
+}
+
+/// Why a snapshot no longer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokenReason {
+    /// The cache had no room for an original: its limit, or the file system's.
+    CacheFull,
+    /// An original could not be written to the cache.
+    SaveFailed,
+    /// The map had no room for an entry.
+    MapFull,
+    /// The machine stopped without a clean stop of the daemon.
+    PowerLost,
+    /// The base was changed while the daemon was down.
+    BaseChanged,
+    /// State that it needs was damaged.
+    Damaged,
+}
+
+impl BrokenReason {
+    const ALL: [Self; 6] = [
+        Self::CacheFull,
+        Self::SaveFailed,
+        Self::MapFull,
+        Self::PowerLost,
+        Self::BaseChanged,
+        Self::Damaged,
+    ];
+
+    fn code(self) -> u64 {
+        Self::ALL.iter().position(|reason| *reason == self).expect("all reasons are listed") as u64 + 1
+    }
+
+    fn from_code(code: u64) -> Self {
+        usize::try_from(code).ok().and_then(|code| Self::ALL.get(code.checked_sub(1)?)).copied().unwrap_or(Self::Damaged)
+    }
+}
+
+impl std::fmt::Display for BrokenReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::CacheFull => "the original cache is full",
+            Self::SaveFailed => "an original could not be written to the cache",
+            Self::MapFull => "the modified map could not grow",
+            Self::PowerLost => "the machine stopped without a clean stop of the daemon",
+            Self::BaseChanged => "the base was changed while the daemon was down",
+            Self::Damaged => "its state is damaged",
+        })
+    }
+}
+
+/// What a record says of its snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordState {
+    /// It stands.
+    Live,
+    /// Its copy-on-write has ended; originals up to the sequence are retained (R36).
+    Ended(Sequence),
+    /// It is lost.
+    Broken(BrokenReason),
+}
+
+/// A snapshot's record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Stable id.
+    pub id: SnapshotId,
+    /// Name within its volume; up to [`NAME_BYTES`] bytes.
+    pub name: String,
+    /// Epoch that it began.
+    pub epoch: Epoch,
+    /// T0, nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+    /// How long requests were held at T0, in nanoseconds.
+    pub pause_ns: u64,
+    /// Size of the volume at T0 in bytes.
+    pub size: u64,
+    /// Keeps or releases.
+    pub originals: Originals,
+    /// Belongs to one copy and goes with it.
+    pub private: bool,
+    /// Where it broke, as a byte offset on the volume; 0 if it did not.
+    pub broken_at: u64,
+    /// What it is now.
+    pub state: RecordState,
+}
+
+/// Why a table was refused.
+#[derive(Debug)]
+pub enum TableError {
+    /// It is no snapshot table of this version.
+    Format,
+    /// It belongs to another volume.
+    Foreign,
+    /// It cannot be written.
+    Io(io::Error),
+}
+
+impl std::fmt::Display for TableError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Format => f.write_str("the snapshot table is damaged or of another version"),
+            Self::Foreign => f.write_str("the snapshot table belongs to another volume"),
+            Self::Io(source) => write!(f, "the snapshot table cannot be written: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for TableError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// The table's file.
+pub struct SnapshotTable<M> {
+    mapping: M,
+}
+
+impl<M: Mapping> SnapshotTable<M> {
+    /// Length of the table in bytes.
+    pub const LEN: u64 = HEADER + MOST_SNAPSHOTS as u64 * RECORD;
+
+    /// Takes over the mapping, and makes a table of it if it is all new.
+    ///
+    /// # Errors
+    /// When it holds something else, or cannot be written.
+    pub fn create_or_open(mapping: M, volume: [u8; 16]) -> Result<Self, TableError> {
+        if mapping.len() < Self::LEN {
+            return Err(TableError::Format);
+        }
+        if mapping.load(0) == 0 {
+            let write = || {
+                mapping.store(8, VERSION | RECORD << 32)?;
+                store_id(&mapping, WORD_VOLUME, volume)?;
+                mapping.publish(0, MAGIC)
+            };
+            write().map_err(TableError::Io)?;
+        }
+        let table = Self::open(mapping)?;
+        if load_id(&table.mapping, WORD_VOLUME) != volume {
+            return Err(TableError::Foreign);
+        }
+        Ok(table)
+    }
+
+    /// Takes over a mapping that holds a table.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn open(mapping: M) -> Result<Self, TableError> {
+        let fits = mapping.len() >= Self::LEN && mapping.load(0) == MAGIC && mapping.load(8) == VERSION | RECORD << 32;
+        if fits { Ok(Self { mapping }) } else { Err(TableError::Format) }
+    }
+
+    /// Epoch of the newest snapshot ever taken; 0 before the first.
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.mapping.load(WORD_EPOCH))
+    }
+
+    /// Records that an epoch has begun.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn set_epoch(&self, epoch: Epoch) -> io::Result<()> {
+        self.mapping.publish(WORD_EPOCH, epoch.0)
+    }
+
+    /// Boot id that was last recorded, and whether the daemon has stopped cleanly since.
+    pub fn boot(&self) -> ([u8; 16], bool) {
+        (load_id(&self.mapping, WORD_BOOT), self.mapping.load(WORD_CLEAN) == 1)
+    }
+
+    /// Records the boot id and takes back the clean stop, or records one.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn set_boot(&self, boot: [u8; 16], clean: bool) -> io::Result<()> {
+        self.mapping.publish(WORD_CLEAN, 0)?;
+        store_id(&self.mapping, WORD_BOOT, boot)?;
+        self.mapping.publish(WORD_CLEAN, u64::from(clean))
+    }
+
+    /// The record in a slot; `None` if it is free. A damaged record is a broken snapshot.
+    pub fn record(&self, slot: u32) -> Option<Record> {
+        let at = record_at(slot);
+        let word = |index: u64| self.mapping.load(at + 8 * index);
+        let state = word(0);
+        if state == 0 {
+            return None;
+        }
+        let damaged = word(19) != self.record_checksum(at);
+        let name_len = (word(10) as usize).min(NAME_BYTES);
+        let mut name = Vec::with_capacity(NAME_BYTES);
+        (11..19).for_each(|index| name.extend_from_slice(&word(index).to_le_bytes()));
+        name.truncate(name_len);
+        let state = match state & 0xFF {
+            _ if damaged => RecordState::Broken(BrokenReason::Damaged),
+            1 => RecordState::Live,
+            2 => RecordState::Ended(Sequence(word(8))),
+            3 => RecordState::Broken(BrokenReason::from_code(state >> 8 & 0xFF)),
+            _ => RecordState::Broken(BrokenReason::Damaged),
+        };
+        Some(Record {
+            id: SnapshotId(load_id(&self.mapping, at + 16)),
+            name: String::from_utf8(name).unwrap_or_else(|_| format!("damaged-{slot}")),
+            epoch: Epoch(word(1)),
+            created_ns: word(4),
+            pause_ns: word(5),
+            size: word(6),
+            originals: if word(7) & FLAG_RELEASE != 0 { Originals::Release } else { Originals::Keep },
+            private: word(7) & FLAG_PRIVATE != 0,
+            broken_at: word(9),
+            state,
+        })
+    }
+
+    /// All records with their slots.
+    pub fn records(&self) -> Vec<(u32, Record)> {
+        (0..MOST_SNAPSHOTS).filter_map(|slot| self.record(slot).map(|record| (slot, record))).collect()
+    }
+
+    /// Writes all of a record but its state: the slot stays free until [`SnapshotTable::set_state`].
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    ///
+    /// # Panics
+    /// If the name is too long.
+    pub fn prepare(&self, slot: u32, record: &Record) -> io::Result<()> {
+        assert!(record.name.len() <= NAME_BYTES, "names are checked before they come here");
+        let at = record_at(slot);
+        let put = |index: u64, word: u64| self.mapping.store(at + 8 * index, word);
+        put(1, record.epoch.0)?;
+        store_id(&self.mapping, at + 16, record.id.0)?;
+        put(4, record.created_ns)?;
+        put(5, record.pause_ns)?;
+        put(6, record.size)?;
+        let release = if record.originals == Originals::Release { FLAG_RELEASE } else { 0 };
+        put(7, release | if record.private { FLAG_PRIVATE } else { 0 })?;
+        put(8, 0)?;
+        put(9, 0)?;
+        put(10, record.name.len() as u64)?;
+        let mut name = [0; NAME_BYTES];
+        name[..record.name.len()].copy_from_slice(record.name.as_bytes());
+        for (index, word) in name.as_chunks::<8>().0.iter().enumerate() {
+            put(11 + index as u64, u64::from_le_bytes(*word))?;
+        }
+        put(19, self.record_checksum(at))
+    }
+
+    /// Publishes what a snapshot is now. For an ended or broken one, `at` (a sequence, a byte offset) is written before.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn set_state(&self, slot: u32, state: RecordState, broken_at: u64) -> io::Result<()> {
+        let at = record_at(slot);
+        let word = match state {
+            RecordState::Live => 1,
+            RecordState::Ended(sequence) => {
+                self.mapping.store(at + 64, sequence.0)?;
+                2
+            }
+            RecordState::Broken(reason) => {
+                self.mapping.store(at + 72, broken_at)?;
+                3 | reason.code() << 8
+            }
+        };
+        self.mapping.publish(at, word)
+    }
+
+    /// Records the measured pause of a snapshot.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn set_pause(&self, slot: u32, pause_ns: u64) -> io::Result<()> {
+        self.mapping.store(record_at(slot) + 40, pause_ns)
+    }
+
+    /// Frees a slot.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn clear(&self, slot: u32) -> io::Result<()> {
+        self.mapping.publish(record_at(slot), 0)
+    }
+
+    /// Whether the slot still holds the live snapshot `id`; else what it is instead.
+    ///
+    /// # Errors
+    /// `None` when it was deleted, otherwise its state.
+    pub fn check_live(&self, slot: u32, id: SnapshotId) -> Result<(), Option<RecordState>> {
+        if slot >= MOST_SNAPSHOTS {
+            return Err(None);
+        }
+        let at = record_at(slot);
+        let state = self.mapping.load(at);
+        if load_id(&self.mapping, at + 16) != id.0 {
+            return Err(None);
+        }
+        match state {
+            1 => Ok(()),
+            _ => Err(self.record(slot).map(|record| record.state)),
+        }
+    }
+
+    /// Makes the table durable against power loss. Blocking.
+    ///
+    /// # Errors
+    /// When the device says so.
+    pub fn sync(&self) -> io::Result<()> {
+        self.mapping.sync()
+    }
+
+    fn record_checksum(&self, at: u64) -> u64 {
+        let words: Vec<u64> =
+            [1, 2, 3, 4, 6, 7].into_iter().chain(10..19).map(|index| self.mapping.load(at + 8 * index)).collect();
+        u64::from(checksum_of(&words))
+    }
+}
+
+fn record_at(slot: u32) -> u64 {
+    assert!(slot < MOST_SNAPSHOTS, "slot {slot} of the snapshot table");
+    HEADER + u64::from(slot) * RECORD
+}
+
+fn load_id<M: Mapping>(mapping: &M, at: u64) -> [u8; 16] {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&mapping.load(at).to_le_bytes());
+    id[8..].copy_from_slice(&mapping.load(at + 8).to_le_bytes());
+    id
+}
+
+fn store_id<M: Mapping>(mapping: &M, at: u64, id: [u8; 16]) -> io::Result<()> {
+    let (low, high) = id.split_at(8);
+    mapping.store(at, u64::from_le_bytes(low.try_into().expect("half of an id")))?;
+    mapping.store(at + 8, u64::from_le_bytes(high.try_into().expect("half of an id")))
+}

@@ -1,0 +1,498 @@
+//! A virtual disk that keeps no more of its contract than it must.
+//!
+//! # Behaviour
+//! - Requests complete in random order after random virtual time. A request's bytes move in pieces, cut at random sector
+//!   boundaries and moved in random order at random moments between submission and completion: a reader that overlaps
+//!   a writer sees any mixture of sectors, never half a sector.
+//! - Dropping a request's future leaves the request running.
+//! - Requests fail, run out of space, or take long, as [`Injection`]s say. A failed write has moved some of its pieces.
+//! - Discarded sectors become zero or stay, each by chance.
+//! - What is allocated is known per sector; a limit on it gives `ENOSPC`.
+//!
+//! # Death of a process
+//! Completed requests stay. Requests in flight may go on landing, unseen; [`Disk::settle`], called before the next
+//! incarnation starts, lets each of the rest land wholly, in part (by sectors) or not at all, and nothing afterwards. The real
+//! thing has this from the lock on the open file: the next daemon cannot have it while requests of the dead one run.
+//! A request submitted by a dead process never existed.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Poll, Waker};
+
+use tzero_block::{Action, BlockDevice, ByteRange, Error, Extent, Fault, Geometry, Zeroes};
+use tzero_io::Buffer;
+
+use crate::executor::{Crash, Process, after, is_dead, moment, note, record};
+use crate::random::{Random, mix};
+
+mod request;
+
+use request::{Request, Work};
+
+/// What a disk moves at once, in bytes.
+pub const SECTOR: u64 = 512;
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+/// How long requests take.
+#[derive(Clone, Copy, Debug)]
+pub struct Latency {
+    /// The longest usual delay of one piece.
+    pub usual_ns: u64,
+    /// How often a piece takes long.
+    pub slow_percent: u32,
+    /// The longest delay of such a piece.
+    pub slow_ns: u64,
+}
+
+/// A disk to be made.
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    /// For the trace and the notes of tasks that wait.
+    pub name: &'static str,
+    /// In bytes; need not be a multiple of anything.
+    pub size: u64,
+    /// See [`Geometry::alignment`].
+    pub alignment: u32,
+    /// How long requests take.
+    pub latency: Latency,
+    /// Most sectors that can be allocated.
+    pub limit: Option<u64>,
+    /// Whether `write_zeroes` with `fast` is supported.
+    pub fast_zeroes: bool,
+}
+
+/// What an [`Injection`] does to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It fails with `EIO`.
+    Fail,
+    /// It fails with `ENOSPC`.
+    NoSpace,
+    /// It takes this much longer.
+    Stall(u64),
+}
+
+/// A fault in waiting.
+#[derive(Clone, Debug)]
+pub struct Injection {
+    /// Requests of this kind,
+    pub action: Action,
+    /// after so many of them,
+    pub skip: u64,
+    /// so many in a row
+    pub times: u64,
+    /// suffer this.
+    pub effect: Effect,
+}
+
+struct State {
+    options: DiskOptions,
+    bytes: Vec<u8>,
+    allocated: Vec<bool>,
+    allocated_sectors: u64,
+    requests: BTreeMap<u64, Request>,
+    next: u64,
+    injections: Vec<Injection>,
+    failed: Vec<(Action, ByteRange)>,
+    random: Random,
+}
+
+/// The disk itself, which no kill harms.
+#[derive(Clone)]
+pub struct Disk(Arc<Mutex<State>>);
+
+/// A process's open handle of a [`Disk`].
+pub struct DiskHandle {
+    disk: Disk,
+    geometry: Geometry,
+    process: Process,
+}
+
+impl Disk {
+    /// A disk all holes.
+    pub fn new(seed: u64, options: DiskOptions) -> Self {
+        let random = Random::labelled(seed, options.name);
+        let sectors = options.size.div_ceil(SECTOR) as usize;
+        Self(Arc::new(Mutex::new(State {
+            bytes: vec![0; options.size as usize],
+            allocated: vec![false; sectors],
+            allocated_sectors: 0,
+            requests: BTreeMap::new(),
+            next: 1,
+            injections: Vec::new(),
+            failed: Vec::new(),
+            random,
+            options,
+        })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("nothing panics while it holds the disk")
+    }
+
+    /// Puts bytes there before the simulation begins.
+    pub fn fill(&self, offset: u64, bytes: &[u8]) {
+        let mut state = self.state();
+        let range = ByteRange::new(offset, bytes.len() as u64);
+        state.bytes[offset as usize..range.end() as usize].copy_from_slice(bytes);
+        state.allocate(range);
+    }
+
+    /// What is there now.
+    pub fn peek(&self, range: ByteRange) -> Vec<u8> {
+        self.state().bytes[range.start() as usize..range.end() as usize].to_vec()
+    }
+
+    /// Opens the disk for `process`.
+    pub fn open(&self, process: Process) -> DiskHandle {
+        let options = &self.state().options;
+        let geometry = Geometry { size: options.size, alignment: options.alignment };
+        DiskHandle { disk: self.clone(), geometry, process }
+    }
+
+    /// Arms a fault.
+    pub fn inject(&self, injection: Injection) {
+        self.state().injections.push(injection);
+    }
+
+    /// Disarms every fault and lifts the limit on space.
+    pub fn heal(&self) {
+        let mut state = self.state();
+        state.injections.clear();
+        state.options.limit = None;
+    }
+
+    /// Limits what can be allocated, in sectors, from now on.
+    pub fn limit(&self, sectors: Option<u64>) {
+        self.state().options.limit = sectors;
+    }
+
+    /// How many sectors are allocated.
+    pub fn allocated(&self) -> u64 {
+        self.state().allocated_sectors
+    }
+
+    /// How many requests of this kind have failed so far.
+    pub fn failures(&self, action: Action) -> u64 {
+        self.state().failed.iter().filter(|(failed, _)| *failed == action).count() as u64
+    }
+
+    /// Whether a request of this kind has ever failed that touched `range`.
+    pub fn has_failed(&self, action: Action, range: ByteRange) -> bool {
+        self.state().failed.iter().any(|(failed, where_failed)| *failed == action && where_failed.overlaps(range))
+    }
+
+    /// Lets requests that outlived their process land, each wholly, in part or not; none is left afterwards.
+    pub fn settle(&self) {
+        let mut state = self.state();
+        let orphans: Vec<u64> =
+            state.requests.iter().filter(|(_, request)| is_dead(request.process)).map(|(id, _)| *id).collect();
+        for id in orphans {
+            let Some(request) = state.requests.remove(&id) else { continue };
+            state.land_in_part(request);
+        }
+    }
+
+    /// Requests of `process` that are in flight.
+    pub fn in_flight(&self, process: Process) -> usize {
+        self.state().requests.values().filter(|request| request.process == process).count()
+    }
+
+    fn progress(&self, id: u64) {
+        let mut state = self.state();
+        let Some(mut request) = state.requests.remove(&id) else { return };
+        let pieces = state.random.magnitude(4).min(request.pieces.len() as u64);
+        for _ in 0..pieces {
+            let Some(piece) = request.pieces.pop() else { break };
+            state.apply(&mut request, piece);
+        }
+        if !request.pieces.is_empty() {
+            let delay = state.delay();
+            state.requests.insert(id, request);
+            drop(state);
+            return self.schedule(id, delay);
+        }
+        record(mix(id) ^ request.range.start() ^ request.range.len() << 32);
+        state.finish(&mut request);
+        let unseen = moment(request.process, Crash::Complete);
+        let waker = request.waker.take();
+        if !request.abandoned && !unseen {
+            request.done = true;
+            state.requests.insert(id, request);
+        }
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn schedule(&self, id: u64, delay: u64) {
+        let disk = self.clone();
+        after(delay, move || disk.progress(id));
+    }
+}
+
+impl State {
+    fn delay(&mut self) -> u64 {
+        let Latency { usual_ns, slow_percent, slow_ns } = self.options.latency;
+        let slow = self.random.chance(slow_percent);
+        self.random.magnitude(if slow { slow_ns } else { usual_ns })
+    }
+
+    fn sectors(range: ByteRange) -> std::ops::Range<usize> {
+        (range.start() / SECTOR) as usize..range.end().div_ceil(SECTOR) as usize
+    }
+
+    fn allocate(&mut self, range: ByteRange) {
+        for sector in Self::sectors(range) {
+            if !std::mem::replace(&mut self.allocated[sector], true) {
+                self.allocated_sectors += 1;
+            }
+        }
+    }
+
+    fn deallocate(&mut self, range: ByteRange) {
+        let whole = range.start().div_ceil(SECTOR) as usize..if range.end() == self.options.size {
+            range.end().div_ceil(SECTOR) as usize
+        } else {
+            (range.end() / SECTOR) as usize
+        };
+        for sector in whole {
+            if std::mem::replace(&mut self.allocated[sector], false) {
+                self.allocated_sectors -= 1;
+            }
+        }
+    }
+
+    /// Whether writing the range needs more than is left.
+    fn is_full_for(&self, range: ByteRange) -> bool {
+        let Some(limit) = self.options.limit else { return false };
+        let needed = Self::sectors(range).filter(|sector| !self.allocated[*sector]).count() as u64;
+        self.allocated_sectors + needed > limit
+    }
+
+    fn apply(&mut self, request: &mut Request, piece: ByteRange) {
+        let place = piece.start() as usize..piece.end() as usize;
+        let inside = (piece.start() - request.range.start()) as usize;
+        let inside = inside..inside + piece.len() as usize;
+        match &mut request.work {
+            Work::Read(buffer) => buffer[inside].copy_from_slice(&self.bytes[place]),
+            Work::Write(buffer) => {
+                self.bytes[place].copy_from_slice(&buffer[inside]);
+                self.allocate(piece);
+            }
+            Work::Zero { unmap } => {
+                self.bytes[place].fill(0);
+                if *unmap {
+                    self.deallocate(piece);
+                } else {
+                    self.allocate(piece);
+                }
+            }
+            Work::Discard => {
+                if self.random.chance(50) {
+                    self.bytes[place].fill(0);
+                    self.deallocate(piece);
+                }
+            }
+            Work::Flush | Work::Extents(_) => {}
+        }
+    }
+
+    fn finish(&mut self, request: &mut Request) {
+        if let Some(code) = request.fails {
+            request.result = Err(code);
+            self.failed.push((request.action(), request.range));
+        }
+        if let Work::Extents(found) = &mut request.work {
+            for piece in request.range.pieces(SECTOR) {
+                let hole = !self.allocated[(piece.start() / SECTOR) as usize];
+                match found.last_mut() {
+                    Some(last) if last.hole == hole => last.range = ByteRange::between(last.range.start(), piece.end()),
+                    _ => found.push(Extent { range: piece, hole }),
+                }
+            }
+        }
+    }
+
+    fn land_in_part(&mut self, mut request: Request) {
+        if request.done || !request.changes() {
+            return;
+        }
+        let percent = *self.random.pick(&[0, 0, 30, 70, 100, 100]);
+        for piece in std::mem::take(&mut request.pieces) {
+            for sector in piece.pieces(SECTOR) {
+                if self.random.chance(percent) {
+                    self.apply(&mut request, sector);
+                }
+            }
+        }
+    }
+
+    /// What the faults in waiting do to a request of this kind.
+    fn suffer(&mut self, action: Action) -> Option<Effect> {
+        let mut suffered = None;
+        for injection in self.injections.iter_mut().filter(|injection| injection.action == action) {
+            if injection.skip > 0 {
+                injection.skip -= 1;
+            } else if suffered.is_none() && injection.times > 0 {
+                injection.times -= 1;
+                suffered = Some(injection.effect);
+            }
+        }
+        self.injections.retain(|injection| injection.times > 0);
+        suffered
+    }
+
+    fn submit(&mut self, process: Process, range: ByteRange, work: Work) -> (u64, u64) {
+        let mut request = Request::new(process, range, work, &mut self.random);
+        let mut delay = self.delay();
+        match self.suffer(request.action()) {
+            Some(Effect::Fail) => request.fails = Some(EIO),
+            Some(Effect::NoSpace) => request.fails = Some(ENOSPC),
+            Some(Effect::Stall(ns)) => delay += ns,
+            None => {}
+        }
+        if matches!(request.work, Work::Write(_) | Work::Zero { unmap: false }) && self.is_full_for(range) {
+            request.fails = Some(ENOSPC);
+        }
+        if request.fails.is_some() {
+            let kept = self.random.index(request.pieces.len() + 1);
+            request.pieces.truncate(kept);
+        }
+        let id = self.next;
+        self.next += 1;
+        self.requests.insert(id, request);
+        (id, delay)
+    }
+}
+
+/// Marks the request as abandoned when its future is dropped before it completed.
+struct InFlight<'a> {
+    disk: &'a Disk,
+    id: u64,
+    over: bool,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let mut state = self.disk.state();
+        let done = state.requests.get(&self.id).is_some_and(|request| request.done);
+        if done {
+            state.requests.remove(&self.id);
+        } else if let Some(request) = state.requests.get_mut(&self.id) {
+            request.abandoned = true;
+            request.waker = None;
+        }
+    }
+}
+
+impl DiskHandle {
+    /// The disk behind it.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Runs one request to its end.
+    async fn run(&self, range: ByteRange, work: Work) -> Request {
+        let action = work.action();
+        if moment(self.process, Crash::Submit) {
+            return std::future::pending().await;
+        }
+        let (id, delay) = self.disk.state().submit(self.process, range, work);
+        let mut in_flight = InFlight { disk: &self.disk, id, over: false };
+        self.disk.schedule(id, delay);
+        moment(self.process, Crash::Submit);
+        note(name_of(action), range.start(), range.len());
+        let request = poll_fn(|cx| {
+            let mut state = self.disk.state();
+            let Some(request) = state.requests.get_mut(&id) else { return Poll::Pending };
+            if request.done {
+                return Poll::Ready(state.requests.remove(&id).expect("it was just seen"));
+            }
+            let waker: &Waker = cx.waker();
+            if !request.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                request.waker = Some(waker.clone());
+            }
+            Poll::Pending
+        })
+        .await;
+        in_flight.over = true;
+        request
+    }
+
+    fn result(request: &Request) -> Result<(), Error> {
+        request.result.map_err(|code| {
+            let source = io::Error::from_raw_os_error(code);
+            Error::system(request.action(), request.range.start(), request.range.len(), source)
+        })
+    }
+}
+
+impl BlockDevice for DiskHandle {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    async fn read(&self, offset: u64, buffer: Buffer) -> (Buffer, Result<(), Error>) {
+        let range = match self.geometry.check(Action::Read, offset, buffer.len() as u64) {
+            Ok(range) => range,
+            Err(error) => return (buffer, Err(error)),
+        };
+        let mut request = self.run(range, Work::Read(buffer)).await;
+        (request.take_buffer(), Self::result(&request))
+    }
+
+    async fn write(&self, offset: u64, buffer: Buffer, _fua: bool) -> (Buffer, Result<(), Error>) {
+        let range = match self.geometry.check(Action::Write, offset, buffer.len() as u64) {
+            Ok(range) => range,
+            Err(error) => return (buffer, Err(error)),
+        };
+        let mut request = self.run(range, Work::Write(buffer)).await;
+        (request.take_buffer(), Self::result(&request))
+    }
+
+    async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), Error> {
+        let range = self.geometry.check(Action::WriteZeroes, range.start(), range.len())?;
+        if zeroes.fast && !self.disk.state().options.fast_zeroes {
+            return Err(Error::new(Action::WriteZeroes, range.start(), range.len(), Fault::Unsupported));
+        }
+        Self::result(&self.run(range, Work::Zero { unmap: zeroes.may_unmap }).await)
+    }
+
+    async fn discard(&self, range: ByteRange) -> Result<(), Error> {
+        let range = self.geometry.check(Action::Discard, range.start(), range.len())?;
+        Self::result(&self.run(range, Work::Discard).await)
+    }
+
+    fn flush(&self) -> impl Future<Output = Result<(), Error>> {
+        async { Self::result(&self.run(ByteRange::new(0, 0), Work::Flush).await) }
+    }
+
+    async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, Error> {
+        let range = self.geometry.check(Action::Extents, range.start(), range.len())?;
+        let mut request = self.run(range, Work::Extents(Vec::new())).await;
+        Self::result(&request).map(|()| request.take_extents())
+    }
+}
+
+fn name_of(action: Action) -> &'static str {
+    match action {
+        Action::Read => "read",
+        Action::Write => "write",
+        Action::WriteZeroes => "write zeroes",
+        Action::Discard => "discard",
+        Action::Flush => "flush",
+        Action::Extents => "extents",
+    }
+}
+
+#[cfg(test)]
+mod tests;

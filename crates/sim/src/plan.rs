@@ -1,0 +1,247 @@
+//! What a schedule does: devices, clients, their operations, faults and deaths, all drawn from one seed.
+//!
+//! A plan is data: it can be printed, and operations can be taken out of it to find the few that matter. Who runs when
+//! is not in it; that follows from the schedule's second seed and the executor.
+
+use tzero_block::{ByteRange, Zeroes};
+
+use crate::contents::Cells;
+use crate::disk::{Effect, Latency};
+use crate::executor::{Chaos, CrashPlan};
+use crate::random::Random;
+use crate::storage::StorageCall;
+
+mod draw;
+
+/// An operation's number within its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OpId(pub u32);
+
+/// The devices.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Bytes of a grain.
+    pub grain: u32,
+    /// How clients' bytes are told apart.
+    pub cells: Cells,
+    /// Alignment of base and cache.
+    pub alignment: u32,
+    /// Bytes of the cache.
+    pub cache_size: u64,
+    /// The cache is too small for what could be saved.
+    pub cache_scarce: bool,
+    /// Of 16 cells, how many hold something at the start.
+    pub filled: u64,
+    /// How long the base takes.
+    pub base_latency: Latency,
+    /// How long the cache takes.
+    pub cache_latency: Latency,
+    /// Whether the base zeroes fast.
+    pub fast_zeroes: bool,
+}
+
+/// One thing that a client does.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Writes its own pattern.
+    Write {
+        /// Where.
+        range: ByteRange,
+        /// With FUA.
+        fua: bool,
+    },
+    /// Zeroes.
+    Zeroes {
+        /// Where.
+        range: ByteRange,
+        /// How.
+        zeroes: Zeroes,
+    },
+    /// Trims.
+    Trim {
+        /// Where.
+        range: ByteRange,
+    },
+    /// Flushes.
+    Flush,
+    /// Reads the host export.
+    Read {
+        /// Where.
+        range: ByteRange,
+    },
+    /// Asks the host export for its holes.
+    Status {
+        /// Where.
+        range: ByteRange,
+    },
+    /// Drops its session and opens another.
+    Reconnect,
+    /// Takes a snapshot.
+    Create {
+        /// It releases (and is read by movers only), or keeps.
+        release: bool,
+    },
+    /// Deletes a snapshot: which of those that stand follows from the number.
+    Delete {
+        /// Which.
+        pick: u64,
+    },
+    /// Reads the view of a snapshot.
+    View {
+        /// Which.
+        pick: u64,
+        /// Where.
+        ranges: Vec<ByteRange>,
+        /// After so many polls its client goes away, or (`true`) stalls for ever.
+        stall: Option<(u64, bool)>,
+    },
+    /// Asks a view for its holes.
+    ViewStatus {
+        /// Which.
+        pick: u64,
+        /// Where.
+        range: ByteRange,
+    },
+    /// Releases a range of a release snapshot that stands, as a mover that has captured it does.
+    Release {
+        /// Which.
+        pick: u64,
+        /// Where.
+        range: ByteRange,
+    },
+    /// Begins a copy with a snapshot of its own, or takes up an interrupted one.
+    Backup {
+        /// Grains that the mover reads at a time.
+        chunk: u64,
+        /// Chunks between two journal entries.
+        batch: u64,
+        /// The mover is killed after so many chunks.
+        dies_after: Option<u64>,
+        /// The copy keeps its originals.
+        keep: bool,
+    },
+    /// Copies the base with no regard to anything, ends the snapshot's copy-on-write, then copies the originals.
+    Outboard {
+        /// Grains that are read at a time.
+        chunk: u64,
+        /// How long the originals wait to be copied.
+        pause_ns: u64,
+    },
+    /// Frees what broken snapshots hold.
+    SweepBroken,
+    /// Arms a fault.
+    Fault(FaultOp),
+    /// Does nothing for a while.
+    Pause {
+        /// How long.
+        ns: u64,
+    },
+}
+
+/// A fault to be armed.
+#[derive(Clone, Debug)]
+pub enum FaultOp {
+    /// Of the base.
+    Base(tzero_block::Action, u64, Effect),
+    /// Of the cache.
+    Cache(tzero_block::Action, u64, Effect),
+    /// Of the state files.
+    State(StorageCall, u64),
+}
+
+/// A client: its operations in order.
+#[derive(Clone, Debug)]
+pub struct Actor {
+    /// For people.
+    pub name: &'static str,
+    /// Most operations in flight.
+    pub depth: usize,
+    /// What it does.
+    pub ops: Vec<(OpId, Op)>,
+}
+
+/// How an incarnation of the daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It is killed.
+    Kill(CrashPlan),
+    /// It is stopped cleanly after so many operations, and the machine may reboot.
+    Stop {
+        /// Operations since the schedule began.
+        after_ops: u64,
+        /// The boot id is another one afterwards.
+        reboot: bool,
+    },
+}
+
+/// A whole schedule.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What it was drawn from.
+    pub seed: u64,
+    /// What the interleaving is drawn from.
+    pub run_seed: u64,
+    /// The devices.
+    pub shape: Shape,
+    /// How wild it is.
+    pub chaos: Chaos,
+    /// The clients.
+    pub actors: Vec<Actor>,
+    /// The incarnations that end before the last.
+    pub ends: Vec<End>,
+    /// The machine, not only the daemon, stops at these kills: snapshots break.
+    pub power_loss: Vec<bool>,
+    /// Starts once more at the end, cleanly, before the last look at everything.
+    pub restart_at_end: bool,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn new(seed: u64) -> Self {
+        draw::plan(seed, &mut Random::labelled(seed, "plan"))
+    }
+
+    /// How many operations there are.
+    pub fn ops(&self) -> usize {
+        self.actors.iter().map(|actor| actor.ops.len()).sum()
+    }
+
+    /// Keeps only what `keep` wants.
+    pub fn retain(&mut self, keep: impl Fn(OpId) -> bool) {
+        self.actors.iter_mut().for_each(|actor| actor.ops.retain(|(id, _)| keep(*id)));
+        self.actors.retain(|actor| !actor.ops.is_empty());
+    }
+
+    /// Whether something in it can break a snapshot.
+    pub fn may_break(&self) -> bool {
+        let faulty = |op: &Op| match op {
+            Op::Fault(FaultOp::Base(..)) => false,
+            Op::Fault(FaultOp::Cache(_, _, effect)) => !matches!(effect, Effect::Stall(_)),
+            Op::Fault(FaultOp::State(..)) => true,
+            _ => false,
+        };
+        let faulty = self.actors.iter().flat_map(|actor| &actor.ops).any(|(_, op)| faulty(op));
+        faulty || self.shape.cache_scarce || self.power_loss.contains(&true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_repeatable_and_large_enough() {
+        for seed in 0..50 {
+            let plan = Plan::new(seed);
+            assert_eq!(format!("{plan:?}"), format!("{:?}", Plan::new(seed)));
+            assert!(plan.ops() >= 200, "{} operations", plan.ops());
+            let size = plan.shape.cells.size;
+            for (_, op) in plan.actors.iter().flat_map(|actor| &actor.ops) {
+                if let Op::Write { range, .. } | Op::Zeroes { range, .. } | Op::Trim { range } | Op::Read { range } = op {
+                    assert!(!range.is_empty() && range.end() <= size, "{op:?}");
+                    assert!(plan.shape.cells.of(*range).len() > 0);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Drawing a plan.
+
+use tzero_block::{Action, ByteRange, Zeroes};
+
+use super::{Actor, End, FaultOp, Op, OpId, Plan, Shape};
+use crate::contents::Cells;
+use crate::disk::{Effect, Latency};
+use crate::executor::{Chaos, Crash, CrashPlan};
+use crate::random::Random;
+use crate::storage::StorageCall;
+
+/// Largest device in bytes.
+const MOST_BYTES: u64 = 1 << 20;
+const LEAST_OPS: u64 = 200;
+const MOST_OPS: u64 = 280;
+
+pub(super) fn plan(seed: u64, random: &mut Random) -> Plan {
+    let shape = shape(random);
+    let faults = random.chance(40);
+    let chaos = chaos(random);
+    let ends = ends(random);
+    let power_loss = ends.iter().map(|end| matches!(end, End::Kill(_)) && random.chance(8)).collect();
+    let mut draw = Draw { shape: &shape, hot: hot(&shape, random), random, faults, next: 0 };
+    let actors = draw.actors();
+    let restart_at_end = random.chance(30);
+    Plan { seed, run_seed: seed, chaos, actors, ends, power_loss, restart_at_end, shape }
+}
+
+fn shape(random: &mut Random) -> Shape {
+    let grain = 512_u64 << random.below(8);
+    let alignment = *random.pick(&[1, 512]);
+    let cell = if alignment == 512 { 512 } else { *random.pick(&[512, 512, 64, 16]) };
+    let most = if cell < 512 { MOST_BYTES / 16 } else { MOST_BYTES };
+    let grains = random.between(16, 512).min((most / grain).max(16));
+    let mut size = grains * grain;
+    if random.chance(60) {
+        // A short last grain; where the base allows it, of any length.
+        size -= random.below(grain / cell) * cell;
+        if alignment == 1 && random.chance(40) {
+            size -= random.below(cell);
+        }
+    }
+    let scarce = random.chance(12);
+    let slots = if scarce { random.between(1, grains) } else { grains * 10 };
+    Shape {
+        grain: grain as u32,
+        cells: Cells { cell, size },
+        alignment,
+        cache_size: slots * grain,
+        cache_scarce: scarce,
+        filled: *random.pick(&[0, 8, 12, 16, 16, 16]),
+        base_latency: latency(random),
+        cache_latency: latency(random),
+        fast_zeroes: random.chance(50),
+    }
+}
+
+fn latency(random: &mut Random) -> Latency {
+    let usual_ns = 1_000_u64 << random.below(8);
+    Latency { usual_ns, slow_percent: *random.pick(&[0, 1, 5, 20]), slow_ns: usual_ns * random.between(4, 100) }
+}
+
+fn chaos(random: &mut Random) -> Chaos {
+    Chaos {
+        tick_ns: 32 << random.below(8),
+        task_percent: random.between(20, 95) as u32,
+        yield_percent: *random.pick(&[0, 5, 20, 40, 60]),
+        sleep_percent: *random.pick(&[0, 10, 30]),
+        sleep_ns: 4_000 << random.below(8),
+        focus: (0..random.below(4)).map(|_| random.below(64) as u32).collect(),
+    }
+}
+
+fn ends(random: &mut Random) -> Vec<End> {
+    let incarnations = *random.pick(&[0, 0, 1, 1, 1, 2, 3]);
+    let mut ends = Vec::new();
+    for _ in 0..incarnations {
+        ends.push(if random.chance(20) {
+            End::Stop { after_ops: random.between(10, LEAST_OPS), reboot: random.chance(50) }
+        } else {
+            let at = *random.pick(&Crash::ALL);
+            // Small numbers die in recovery itself.
+            let reach = if random.chance(20) { 60 } else { 1_500 };
+            End::Kill(CrashPlan { at, number: random.between(1, reach) })
+        });
+    }
+    ends
+}
+
+/// Most requests go where others go.
+fn hot(shape: &Shape, random: &mut Random) -> ByteRange {
+    let grain = u64::from(shape.grain);
+    let grains = shape.cells.size.div_ceil(grain);
+    let wide = random.between(2, 10).min(grains);
+    let first = if random.chance(30) { grains - wide } else { random.below(grains - wide + 1) };
+    ByteRange::between(first * grain, ((first + wide) * grain).min(shape.cells.size))
+}
+
+struct Draw<'a> {
+    shape: &'a Shape,
+    hot: ByteRange,
+    random: &'a mut Random,
+    faults: bool,
+    next: u32,
+}
+
+impl Draw<'_> {
+    fn actors(&mut self) -> Vec<Actor> {
+        let total = self.random.between(LEAST_OPS, MOST_OPS);
+        let mut actors = Vec::new();
+        let mut left = total;
+        let others = [
+            (self.random.between(1, 2), "snapshots", 12, Self::snapshot_op as fn(&mut Self) -> Op),
+            (self.random.between(1, 3), "viewer", 14, Self::view_op),
+            (self.random.between(0, 2), "backups", 4, Self::backup_op),
+            (u64::from(self.faults), "faults", 6, Self::fault_op),
+        ];
+        for (count, name, most, op) in others {
+            for _ in 0..count {
+                let ops = self.random.between(most / 2, most);
+                left -= ops;
+                let depth = self.random.between(1, 2) as usize;
+                actors.push(Actor { name, depth, ops: self.numbered(ops, op) });
+            }
+        }
+        let writers = self.random.between(2, 4);
+        for writer in 0..writers {
+            let ops = left / (writers - writer);
+            left -= ops;
+            let depth = self.random.magnitude(8) as usize;
+            actors.push(Actor { name: "writer", depth, ops: self.numbered(ops, Self::host_op) });
+        }
+        actors
+    }
+
+    fn numbered(&mut self, count: u64, op: fn(&mut Self) -> Op) -> Vec<(OpId, Op)> {
+        (0..count)
+            .map(|_| {
+                self.next += 1;
+                (OpId(self.next), op(self))
+            })
+            .collect()
+    }
+
+    fn host_op(&mut self) -> Op {
+        let fua = self.random.chance(5);
+        match self.random.below(100) {
+            0..62 => Op::Write { range: self.range(), fua },
+            62..70 => {
+                let (may_unmap, fast) = (self.random.chance(60), self.random.chance(30));
+                Op::Zeroes { range: self.range(), zeroes: Zeroes { may_unmap, fast, fua } }
+            }
+            70..77 => Op::Trim { range: self.range() },
+            77..80 => Op::Flush,
+            80..92 => Op::Read { range: self.range() },
+            92..95 => Op::Status { range: self.range() },
+            95..97 => Op::Reconnect,
+            _ => self.pause(),
+        }
+    }
+
+    fn snapshot_op(&mut self) -> Op {
+        match self.random.below(100) {
+            0..45 => Op::Create { release: self.random.chance(25) },
+            45..65 => Op::Delete { pick: self.random.word() },
+            65..78 => Op::Release { pick: self.random.word(), range: self.range() },
+            78..82 => Op::SweepBroken,
+            _ => self.pause(),
+        }
+    }
+
+    fn view_op(&mut self) -> Op {
+        match self.random.below(100) {
+            0..75 => {
+                let ranges = (0..self.random.between(1, 4)).map(|_| self.range()).collect();
+                let stall = self.random.chance(12).then(|| (self.random.magnitude(16), self.random.chance(60)));
+                Op::View { pick: self.random.word(), ranges, stall }
+            }
+            75..85 => Op::ViewStatus { pick: self.random.word(), range: self.range() },
+            _ => self.pause(),
+        }
+    }
+
+    fn backup_op(&mut self) -> Op {
+        if self.random.chance(20) {
+            return self.pause();
+        }
+        let grains = self.shape.cells.size.div_ceil(u64::from(self.shape.grain));
+        let chunk = self.random.between((grains / 24).max(1), (grains / 3).max(2));
+        if self.random.chance(30) {
+            return Op::Outboard { chunk, pause_ns: self.random.magnitude(20_000_000) };
+        }
+        Op::Backup {
+            chunk,
+            batch: self.random.between(1, 3),
+            dies_after: self.random.chance(25).then(|| self.random.below(8)),
+            keep: self.random.chance(25),
+        }
+    }
+
+    fn fault_op(&mut self) -> Op {
+        if self.random.chance(40) {
+            return self.pause();
+        }
+        let times = self.random.magnitude(4);
+        let stall = Effect::Stall(self.random.magnitude(50_000_000));
+        Op::Fault(match self.random.below(10) {
+            0 | 1 => FaultOp::Base(Action::Read, times, Effect::Fail),
+            2 => FaultOp::Base(Action::Write, times, *self.random.pick(&[Effect::Fail, Effect::NoSpace])),
+            3 => FaultOp::Base(*self.random.pick(&[Action::Read, Action::Write]), times, stall),
+            4 => FaultOp::Cache(Action::Write, times, Effect::NoSpace),
+            5 => FaultOp::Cache(Action::Write, times, Effect::Fail),
+            6 => FaultOp::Cache(Action::Read, times, Effect::Fail),
+            7 => FaultOp::Cache(*self.random.pick(&[Action::Read, Action::Write]), times, stall),
+            8 => FaultOp::Base(*self.random.pick(&[Action::WriteZeroes, Action::Discard]), times, Effect::Fail),
+            _ => FaultOp::State(*self.random.pick(&[StorageCall::Create, StorageCall::Grow]), times),
+        })
+    }
+
+    fn pause(&mut self) -> Op {
+        Op::Pause { ns: self.random.magnitude(2_000_000) }
+    }
+
+    /// A range of whole cells: a cell, a part of a grain, some grains, many grains, the end of the device.
+    fn range(&mut self) -> ByteRange {
+        let Shape { grain, cells, .. } = *self.shape;
+        let (grain, within) = (u64::from(grain), ByteRange::new(0, cells.size));
+        let within = if self.random.chance(75) { self.hot } else { within };
+        let start = within.start() + self.random.below(within.len());
+        let len = match self.random.below(20) {
+            0..4 => 1,
+            4..9 => self.random.between(1, grain),
+            9..17 => self.random.between(1, 6 * grain),
+            17 => self.random.between(1, 32 * grain),
+            _ => cells.size - start,
+        };
+        let (first, last) = (start / cells.cell, (start + len).min(cells.size).div_ceil(cells.cell));
+        let aligned = self.random.chance(30);
+        let (mut start, mut end) = (first * cells.cell, last * cells.cell);
+        if aligned {
+            (start, end) = (start / grain * grain, end.next_multiple_of(grain));
+        }
+        // The end of a device that is no multiple of the grain is reached often.
+        let most = if self.random.chance(80) { 128 * 1024 } else { u64::MAX };
+        end = end.min(cells.size).min(start.saturating_add(most.max(cells.cell)));
+        ByteRange::between(start, end)
+    }
+}

@@ -1,0 +1,81 @@
+//! What the engine stands on in the simulator.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tzero_engine::{Event, Planted, Platform, Point};
+
+use crate::disk::DiskHandle;
+use crate::executor::{Crash, Process, interleave, is_dead, moment, now_ns};
+use crate::oracle::{Oracle, current_change};
+use crate::races::Races;
+use crate::random::mix;
+use crate::storage::StorageHandle;
+
+/// Wall-clock time at the beginning of a simulation.
+const EPOCH_NS: u64 = 1_700_000_000_000_000_000;
+
+/// The hooks of one incarnation of the daemon.
+pub struct SimPlatform {
+    /// The incarnation.
+    pub process: Process,
+    /// The judge.
+    pub oracle: Oracle,
+    /// The counters.
+    pub races: Races,
+    /// What is done wrong on purpose.
+    pub planted: Option<Planted>,
+    /// Ids given out so far, over all incarnations.
+    pub ids: Arc<AtomicU64>,
+}
+
+impl Platform for SimPlatform {
+    type Base = DiskHandle;
+    type Cache = DiskHandle;
+    type Storage = StorageHandle;
+
+    fn monotonic_ns(&self) -> u64 {
+        now_ns()
+    }
+
+    fn wall_ns(&self) -> u64 {
+        EPOCH_NS + now_ns()
+    }
+
+    fn random_id(&self) -> [u8; 16] {
+        let number = self.ids.fetch_add(1, Ordering::Relaxed);
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&mix(number).to_le_bytes());
+        id[8..].copy_from_slice(&number.to_le_bytes());
+        id
+    }
+
+    async fn point(&self, point: Point) {
+        if moment(self.process, Crash::Point) {
+            return pending().await;
+        }
+        match point {
+            Point::Claimed => self.races.saving(true),
+            Point::Bit => self.races.saving(false),
+            _ => {}
+        }
+        interleave(point as u32).await;
+    }
+
+    fn planted(&self, fault: Planted) -> bool {
+        self.planted == Some(fault)
+    }
+
+    fn observe(&self, event: Event) {
+        if is_dead(self.process) {
+            return;
+        }
+        if let Event::Admitted { tag } = event
+            && let Some(change) = current_change()
+        {
+            self.oracle.admitted(change, tag.0);
+        }
+        self.races.observe(event);
+    }
+}

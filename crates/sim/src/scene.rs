@@ -1,0 +1,363 @@
+//! The stage of one schedule: devices, the daemon of the moment, what clients know.
+//!
+//! Clients live outside the daemon. What they ask of it runs as a task of its process ([`Scene::call`]); when the process dies
+//! the answer is `None`, and the client goes on with the next incarnation.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use tzero_block::{Action, ByteRange};
+use tzero_engine::{Planted, Recovered, SnapshotInfo, SnapshotState, Volume, VolumeOptions};
+use tzero_io::Notify;
+use tzero_originals::SnapshotId;
+
+use crate::contents::{Cells, Version};
+use crate::disk::{Disk, DiskOptions};
+use crate::executor::{Process, fail, is_dead, note, spawn, spawn_joined};
+use crate::mover::Copy;
+use crate::oracle::{Oracle, Standing};
+use crate::plan::{Plan, Shape};
+use crate::platform::SimPlatform;
+use crate::races::{Doing, Race, Races};
+use crate::random::mix;
+use crate::storage::Directory;
+
+/// Id of the simulated volume.
+const VOLUME_ID: [u8; 16] = *b"simulated volume";
+
+/// An engine in the simulator.
+pub type SimVolume = Volume<SimPlatform>;
+
+/// One incarnation of the daemon, once it serves.
+#[derive(Clone)]
+pub struct Daemon {
+    /// Its process.
+    pub process: Process,
+    /// What it serves.
+    pub volume: Arc<SimVolume>,
+}
+
+/// A snapshot, as clients know it.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The schedule's number of it; its name is `s` and the number.
+    pub number: u32,
+    /// The engine's id.
+    pub id: SnapshotId,
+    /// It releases.
+    pub release: bool,
+    /// A mover works on it, or will again.
+    pub private: bool,
+    /// Its copy-on-write was, or may have been, ended.
+    pub ended: bool,
+}
+
+/// See the module.
+pub struct Scene {
+    /// What is to happen.
+    pub plan: Plan,
+    /// The judge.
+    pub oracle: Oracle,
+    /// The counters.
+    pub races: Races,
+    /// The host's bytes.
+    pub base: Disk,
+    /// Payloads.
+    pub cache: Disk,
+    /// State files.
+    pub directory: Directory,
+    /// Interrupted copies.
+    pub copies: RefCell<Vec<Copy>>,
+    /// The daemon must not be stopped while this is not zero: changes of clients are in it.
+    pub busy: Cell<usize>,
+    /// Operations that were finished.
+    pub ops_done: Cell<u64>,
+    /// The daemon takes nothing new.
+    pub stopping: Cell<bool>,
+    /// Number of the running boot.
+    pub boot: Cell<u8>,
+    planted: Option<Planted>,
+    ids: Arc<AtomicU64>,
+    daemon: RefCell<Option<Daemon>>,
+    known: RefCell<BTreeMap<u32, Known>>,
+    next_snapshot: Cell<u32>,
+    news: Notify,
+    power_lost: Cell<bool>,
+}
+
+impl Scene {
+    /// The stage of a plan, with its devices filled.
+    pub fn new(plan: Plan, planted: Option<Planted>) -> Rc<Self> {
+        let Shape { cells, alignment, grain, .. } = plan.shape;
+        let disk = |name, size, latency| {
+            let options = DiskOptions { name, size, alignment, latency, limit: None, fast_zeroes: plan.shape.fast_zeroes };
+            Disk::new(plan.run_seed, options)
+        };
+        let base = disk("base", cells.size, plan.shape.base_latency);
+        let cache = disk("cache", plan.shape.cache_size, plan.shape.cache_latency);
+        let (seed, filled) = (plan.seed, plan.shape.filled);
+        // In stretches, so that there are whole grains of holes.
+        let is_filled = move |index: usize| mix(seed ^ (index / 32) as u64) % 16 < filled;
+        fill(&base, cells, &is_filled);
+        Rc::new(Self {
+            oracle: Oracle::new(cells, is_filled),
+            races: Races::new(u64::from(grain), cells.size),
+            base,
+            cache,
+            directory: Directory::new(plan.run_seed),
+            copies: RefCell::default(),
+            busy: Cell::new(0),
+            ops_done: Cell::new(0),
+            stopping: Cell::new(false),
+            boot: Cell::new(1),
+            planted,
+            ids: Arc::new(AtomicU64::new(1)),
+            daemon: RefCell::default(),
+            known: RefCell::default(),
+            next_snapshot: Cell::new(1),
+            news: Notify::default(),
+            power_lost: Cell::new(false),
+            plan,
+        })
+    }
+
+    /// The daemon of the moment, if it serves.
+    pub fn serving(&self) -> Option<Daemon> {
+        self.daemon.borrow().clone().filter(|_| !self.stopping.get())
+    }
+
+    /// Waits until a daemon serves.
+    pub async fn daemon(&self) -> Daemon {
+        loop {
+            let news = self.news.listen();
+            if let Some(daemon) = self.serving() {
+                return daemon;
+            }
+            note("a daemon that serves", 0, 0);
+            news.await;
+        }
+    }
+
+    /// Something that others may wait for has changed.
+    pub fn announce(&self) {
+        self.news.notify_all();
+    }
+
+    /// Resolves at the next [`Scene::announce`].
+    pub fn listen(&self) -> tzero_io::Listen<'_> {
+        self.news.listen()
+    }
+
+    /// Has `daemon` do something. `None`: it died.
+    pub async fn call_on<T: 'static>(
+        &self,
+        daemon: &Daemon,
+        name: &str,
+        request: impl Future<Output = T> + 'static,
+    ) -> Option<T> {
+        let current = self.serving().is_some_and(|serving| serving.process == daemon.process);
+        if !current {
+            return None;
+        }
+        let answer = spawn_joined(daemon.process, format!("daemon: {name}"), request);
+        note("an answer of the daemon", 0, 0);
+        answer.await
+    }
+
+    /// Has the daemon of the moment do something, and waits for one to be there first. `None`: it died.
+    pub async fn call<T: 'static, F: Future<Output = T> + 'static>(
+        &self,
+        name: &str,
+        request: impl FnOnce(Arc<SimVolume>) -> F,
+    ) -> Option<T> {
+        let daemon = self.daemon().await;
+        self.call_on(&daemon, name, request(Arc::clone(&daemon.volume))).await
+    }
+
+    /// A number for a new snapshot.
+    pub fn number_snapshot(&self) -> u32 {
+        self.next_snapshot.replace(self.next_snapshot.get() + 1)
+    }
+
+    /// A snapshot was created.
+    pub fn learn(&self, known: Known) {
+        self.known.borrow_mut().insert(known.number, known);
+        self.count_standing();
+    }
+
+    /// Changes what is known of a snapshot.
+    pub fn update(&self, number: u32, change: impl FnOnce(&mut Known)) {
+        if let Some(known) = self.known.borrow_mut().get_mut(&number) {
+            change(known);
+        }
+        self.count_standing();
+    }
+
+    /// Snapshots that stand, as far as clients know, and that `want` wants.
+    pub fn standing(&self, want: impl Fn(&Known) -> bool) -> Vec<Known> {
+        let known = self.known.borrow();
+        known.values().filter(|known| self.oracle.standing(known.number) == Standing::Live && want(known)).cloned().collect()
+    }
+
+    /// The one of [`Scene::standing`] that a plan's number means.
+    pub fn pick(&self, pick: u64, want: impl Fn(&Known) -> bool) -> Option<Known> {
+        let mut standing = self.standing(want);
+        (!standing.is_empty()).then(|| standing.swap_remove((pick % standing.len() as u64) as usize))
+    }
+
+    /// Tells the counters how many snapshots stand.
+    pub fn count_standing(&self) {
+        self.races.standing(self.standing(|_| true).len());
+    }
+
+    /// Widens a range to whole grains.
+    pub fn touched(&self, range: ByteRange) -> ByteRange {
+        let (grain, size) = (u64::from(self.plan.shape.grain), self.plan.shape.cells.size);
+        ByteRange::between(range.start() / grain * grain, range.end().next_multiple_of(grain).min(size))
+    }
+
+    /// Narrows a range to whole grains.
+    pub fn covered(&self, range: ByteRange) -> Option<ByteRange> {
+        let (grain, size) = (u64::from(self.plan.shape.grain), self.plan.shape.cells.size);
+        let end = if range.end() == size { size } else { range.end() / grain * grain };
+        let start = range.start().next_multiple_of(grain);
+        (start < end).then(|| ByteRange::between(start, end))
+    }
+
+    /// The state of a snapshot, as the daemon of the moment says; tells the judge.
+    pub fn state_of(&self, known: &Known) -> Option<SnapshotState> {
+        let volume = self.serving()?.volume;
+        let info = volume.snapshot_by_id(known.id)?;
+        self.oracle.state_seen(known.number, is_broken(&info));
+        Some(info.state)
+    }
+
+    /// Whether a read of a snapshot may fail: it is going or gone, ended, released there, or faults have cost these bytes.
+    pub fn may_refuse(&self, known: &Known, range: ByteRange, cache_failures: u64) -> bool {
+        let broken = matches!(self.state_of(known), Some(SnapshotState::Broken { .. })) && self.plan.may_break();
+        broken
+            || self.oracle.is_broken(known.number) && self.plan.may_break()
+            || self.oracle.standing(known.number) != Standing::Live
+            || self.known.borrow().get(&known.number).is_none_or(|known| known.ended)
+            || self.oracle.may_be_released(known.number, self.touched(range))
+            || self.base.has_failed(Action::Read, self.touched(range))
+            || self.cache.failures(Action::Read) != cache_failures
+    }
+
+    /// Starts a daemon.
+    pub fn start(self: &Rc<Self>, process: Process) {
+        let platform = SimPlatform {
+            process,
+            oracle: self.oracle.clone(),
+            races: self.races.clone(),
+            planted: self.planted,
+            ids: Arc::clone(&self.ids),
+        };
+        let options = VolumeOptions {
+            name: "volume".into(),
+            id: VOLUME_ID,
+            grain: self.plan.shape.grain,
+            boot_id: [self.boot.get(); 16],
+            base_changed: false,
+        };
+        let (base, cache) = (self.base.open(process), self.cache.open(process));
+        let storage = self.directory.open(process);
+        let failures = self.directory.failures();
+        let scene = Rc::clone(self);
+        let again = process;
+        spawn(process, "daemon: recovery".into(), false, async move {
+            let recovery = scene.races.begin(Doing::Recovery);
+            let opened = Volume::open(platform, base, cache, storage, options).await;
+            drop(recovery);
+            if is_dead(process) {
+                return;
+            }
+            match opened {
+                Ok((volume, recovered)) => scene.opened(process, volume, &recovered),
+                Err(error) => {
+                    if scene.directory.failures() == failures {
+                        fail(format!("the volume cannot be opened: {error}"));
+                    }
+                    scene.directory.heal();
+                    scene.start(again);
+                }
+            }
+        });
+    }
+
+    fn opened(&self, process: Process, volume: Arc<SimVolume>, recovered: &Recovered) {
+        let mut found = Vec::new();
+        for info in &recovered.snapshots {
+            let Some(number) = info.name.strip_prefix('s').and_then(|number| number.parse().ok()) else {
+                fail(format!("a snapshot {} was found that nobody made", info.name));
+                continue;
+            };
+            let broken = is_broken(info);
+            if broken && !self.plan.may_break() {
+                fail(format!("snapshot {number} is broken after a restart without a reason: {:?}", info.state));
+            }
+            if !broken && self.power_lost.get() {
+                fail(format!("snapshot {number} is live after the power was lost"));
+            }
+            found.push((number, info.epoch.0, broken));
+            let mut known = self.known.borrow_mut();
+            let entry = known.entry(number).or_insert_with(|| Known {
+                number,
+                id: info.id,
+                release: info.originals == tzero_originals::Originals::Release,
+                private: true,
+                ended: false,
+            });
+            entry.id = info.id;
+            entry.ended |= info.state == SnapshotState::Ended;
+        }
+        if recovered.damaged > 0 {
+            fail(format!("{} entries of the map were damaged by a death of the process", recovered.damaged));
+        }
+        self.power_lost.set(false);
+        self.oracle.recovered(&found);
+        *self.daemon.borrow_mut() = Some(Daemon { process, volume });
+        self.count_standing();
+        self.announce();
+    }
+
+    /// The daemon is dead: nobody serves until the next one does.
+    pub fn down(&self) {
+        let daemon = self.daemon.borrow_mut().take();
+        drop(daemon);
+        self.busy.set(0);
+        self.stopping.set(false);
+        self.announce();
+    }
+
+    /// The machine stopped, too.
+    pub fn lose_power(&self) {
+        self.boot.set(self.boot.get() + 1);
+        self.power_lost.set(true);
+        self.races.reach(Race::PowerLost);
+    }
+
+    /// Disarms every fault.
+    pub fn heal(&self) {
+        self.base.heal();
+        self.cache.heal();
+        self.directory.heal();
+    }
+}
+
+fn is_broken(info: &SnapshotInfo) -> bool {
+    matches!(info.state, SnapshotState::Broken { .. })
+}
+
+fn fill(base: &Disk, cells: Cells, is_filled: &dyn Fn(usize) -> bool) {
+    for index in (0..cells.count()).filter(|index| is_filled(*index)) {
+        let range = cells.range(index);
+        let mut bytes = vec![0; range.len() as usize];
+        crate::contents::fill(Version::FIRST, index, &mut bytes);
+        base.fill(range.start(), &bytes);
+    }
+}

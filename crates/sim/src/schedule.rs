@@ -1,0 +1,223 @@
+//! Running one schedule from its first operation to the last look at everything.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use tzero_block::ByteRange;
+use tzero_engine::{Planted, SnapshotState};
+
+use crate::clients;
+use crate::executor::{Executor, Process, Ran, Stuck, die, draw, fail, note, sleep, spawn};
+use crate::plan::{End, Plan};
+use crate::quiet::Quiet;
+use crate::races::Race;
+use crate::scene::{Known, Scene};
+use crate::snapshots;
+
+/// More steps than any schedule takes that still gets anywhere.
+const MOST_STEPS: u64 = 3_000_000;
+
+/// What a schedule has shown.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// What was wrong, if anything.
+    pub failure: Option<String>,
+    /// Operations that were finished.
+    pub ops: u64,
+    /// Steps of the executor.
+    pub steps: u64,
+    /// Hash over all steps.
+    pub trace: u64,
+    /// Races reached.
+    pub races: BTreeMap<Race, u64>,
+}
+
+/// Runs a plan, with a fault planted or without.
+pub fn run(plan: &Plan, planted: Option<Planted>) -> Verdict {
+    let quiet = Quiet::begin();
+    let executor = Executor::new(plan.run_seed, plan.chaos.clone());
+    let scene = Scene::new(plan.clone(), planted);
+    let failure = play(&executor, &scene).err().map(|stuck| stuck.to_string());
+    let verdict = Verdict {
+        failure,
+        ops: scene.ops_done.get(),
+        steps: executor.steps(),
+        trace: executor.trace(),
+        races: scene.races.counts(),
+    };
+    scene.down();
+    drop(executor);
+    drop(quiet);
+    verdict
+}
+
+fn play(executor: &Executor, scene: &Rc<Scene>) -> Result<(), Stuck> {
+    let mut lives = Lives { scene, ends: scene.plan.ends.iter().copied().zip(&scene.plan.power_loss), process: None };
+    lives.begin();
+    for (number, actor) in scene.plan.actors.iter().enumerate() {
+        clients::start(scene, number, actor);
+    }
+    lives.until_done(executor)?;
+    scene.heal();
+    let last = Rc::clone(scene);
+    spawn(Process::WORLD, "the last look".into(), true, async move { last_look(&last).await });
+    lives.until_done(executor)
+}
+
+/// The incarnations of the daemon.
+struct Lives<'a, E> {
+    scene: &'a Rc<Scene>,
+    ends: E,
+    process: Option<(Process, Option<(End, bool)>)>,
+}
+
+impl<'a, E: Iterator<Item = (End, &'a bool)>> Lives<'a, E> {
+    fn begin(&mut self) {
+        let process = Process::start();
+        let end = self.ends.next().map(|(end, power_lost)| (end, *power_lost));
+        match end {
+            Some((End::Kill(plan), _)) => process.plan_crash(Some(plan)),
+            Some((End::Stop { after_ops, .. }, _)) => stop_after(self.scene, process, after_ops),
+            None => {}
+        }
+        self.process = Some((process, end));
+        self.scene.start(process);
+    }
+
+    /// Runs until every client is done, starting a daemon whenever one dies.
+    fn until_done(&mut self, executor: &Executor) -> Result<(), Stuck> {
+        loop {
+            let steps = MOST_STEPS.saturating_sub(executor.steps());
+            match executor.run(steps)? {
+                Ran::Finished => return Ok(()),
+                Ran::Paused => return Err(Stuck::Livelock(executor.waiting())),
+                Ran::Killed(process) => self.bury(executor, process)?,
+            }
+        }
+    }
+
+    fn bury(&mut self, executor: &Executor, process: Process) -> Result<(), Stuck> {
+        executor.reap(process);
+        let Some((_, end)) = self.process.take_if(|(daemon, _)| *daemon == process) else { return Ok(()) };
+        let scene = self.scene;
+        match end {
+            Some((End::Stop { reboot, .. }, _)) => {
+                scene.races.reach(Race::CleanStop);
+                if reboot {
+                    scene.boot.set(scene.boot.get() + 1);
+                }
+            }
+            _ => scene.races.crash(),
+        }
+        scene.down();
+        // Movers and requests in flight outlive the daemon for a while.
+        let while_down = draw(|random| if random.chance(50) { random.magnitude(200) } else { 0 });
+        executor.drift(while_down)?;
+        scene.base.settle();
+        scene.cache.settle();
+        scene.oracle.crashed();
+        if end.is_some_and(|(end, power_lost)| matches!(end, End::Kill(_)) && power_lost) {
+            scene.lose_power();
+        }
+        self.begin();
+        Ok(())
+    }
+}
+
+/// Stops the daemon cleanly once so many operations are done.
+fn stop_after(scene: &Rc<Scene>, process: Process, after_ops: u64) {
+    let scene = Rc::clone(scene);
+    spawn(Process::WORLD, "operator: stop".into(), false, async move {
+        while scene.ops_done.get() < after_ops {
+            sleep(20_000).await;
+        }
+        stop(&scene, process).await;
+    });
+}
+
+/// Stops a daemon cleanly.
+async fn stop(scene: &Rc<Scene>, process: Process) {
+    let daemon = scene.daemon().await;
+    if daemon.process != process {
+        return;
+    }
+    scene.stopping.set(true);
+    loop {
+        let news = scene.listen();
+        if scene.busy.get() == 0 {
+            break;
+        }
+        note("the last changes before the stop", 0, 0);
+        news.await;
+    }
+    let closing = Rc::clone(scene);
+    spawn(process, "daemon: close".into(), false, async move {
+        if let Err(error) = daemon.volume.close().await {
+            fail(format!("the volume cannot be closed: {error}"));
+        }
+        drop(closing);
+        die(process);
+    });
+}
+
+/// Reads every snapshot that stands, deletes them all, and looks for what is left.
+async fn last_look(scene: &Rc<Scene>) {
+    read_all(scene).await;
+    if scene.plan.restart_at_end {
+        let daemon = scene.daemon().await;
+        stop(scene, daemon.process).await;
+        read_all(scene).await;
+    }
+    loop {
+        let Some(known) = scene.standing(|_| true).pop() else { break };
+        snapshots::delete(scene, "the last look", &known).await;
+        // A deletion that a death interrupted is taken up, or not, by the next life.
+        scene.daemon().await;
+    }
+    let daemon = scene.daemon().await;
+    let statistics = daemon.volume.statistics();
+    let left = (statistics.originals.entries, statistics.originals.bytes, statistics.saving, statistics.snapshots);
+    if left != (0, 0, 0, 0) {
+        fail(format!("entries, bytes, saves, snapshots left with nothing standing: {left:?}"));
+    }
+    while scene.base.in_flight(daemon.process) > 0 {
+        sleep(100_000).await;
+    }
+    scene.oracle.quiesced(&scene.base.peek(ByteRange::new(0, scene.plan.shape.cells.size)));
+}
+
+async fn read_all(scene: &Rc<Scene>) {
+    for known in scene.standing(|known| !known.ended) {
+        read_whole(scene, &known).await;
+    }
+}
+
+async fn read_whole(scene: &Rc<Scene>, known: &Known) {
+    let size = scene.plan.shape.cells.size;
+    let cell = scene.plan.shape.cells.cell;
+    let mut at = 0;
+    while at < size {
+        scene.daemon().await;
+        if let Some(SnapshotState::Broken { .. }) = scene.state_of(known) {
+            if !scene.plan.may_break() {
+                fail(format!("snapshot {} is broken, and nothing could have broken it", known.number));
+            }
+            return;
+        }
+        let most = (size - at).div_ceil(cell);
+        let len = draw(|random| random.between(1, most.min(64 * 1024 / cell)) * cell).min(size - at);
+        let range = ByteRange::new(at, len);
+        let before = scene.serving().map(|daemon| daemon.process);
+        let read = snapshots::read_view(scene, "the last look", known, range, None).await;
+        if read || scene.serving().map(|daemon| daemon.process) == before {
+            at += len;
+        }
+    }
+}
+
+/// Adds up what schedules have reached.
+pub fn add(total: &mut BTreeMap<Race, u64>, races: &BTreeMap<Race, u64>) {
+    for (race, count) in races {
+        *total.entry(*race).or_default() += count;
+    }
+}

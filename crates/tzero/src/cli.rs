@@ -1,0 +1,286 @@
+//! The command line, defined once: parser, help and errors follow from it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tzero_api::{Name, Size, SnapshotPath};
+use tzero_daemon::Address;
+
+/// Backups of live block volumes, as of one instant.
+#[derive(Debug, Parser)]
+#[command(name = "tzero", version, disable_help_subcommand = true, infer_subcommands = false)]
+pub(crate) struct Cli {
+    /// State directory [default: /var/lib/tzero for root, else $XDG_STATE_HOME/tzero or ~/.local/state/tzero]
+    #[arg(long, global = true, env = "TZERO_STATE", hide_env_values = true, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+
+    /// Print one JSON object a line; the last line is the result
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The whole story in one command: a volume under live writes, a backup, a restore, the proof
+    Demo(Demo),
+    /// Run the daemon: serve volumes to NBD clients
+    Serve(Serve),
+    /// Volumes: what is served and protected
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Snapshots: a volume as it was at one instant
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Copy a volume, a snapshot, or a plain file or device, as of one instant
+    Backup(Backup),
+    /// Copies that were made
+    #[command(subcommand)]
+    Copy(Copy),
+    /// Write a copy back to a file or device
+    Restore(Restore),
+    /// How the daemon, its volumes and snapshots are
+    Status(Status),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Where to work; removed afterwards is what was made in it [default: the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+
+    /// Size of the volume
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub(crate) size: Size,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Configuration (TOML) that declares volumes and where to listen
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Where NBD clients connect: unix:PATH or tcp:HOST:PORT (loopback) [default: unix:STATE/nbd.sock]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) nbd: Vec<Address>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Volume {
+    /// Serve a file or block device as a volume
+    Add(VolumeAdd),
+    /// All volumes
+    List,
+    /// One volume
+    Show {
+        /// Its name
+        name: Name,
+    },
+    /// Forget a volume; its base stays as it is
+    Remove {
+        /// Its name
+        name: Name,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeAdd {
+    /// Its name, and that of its NBD export
+    pub(crate) name: Name,
+
+    /// File or block device that holds its bytes
+    pub(crate) base: PathBuf,
+
+    /// Unit in which originals are saved: a power of two from 512 to 1M [default: 4K]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) grain: Option<Size>,
+
+    /// Directory for originals, not on the base itself [default: the state directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache_dir: Option<PathBuf>,
+
+    /// Most bytes of originals on disk [default: what the file system has]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) cache_limit: Option<Size>,
+
+    /// Read and write the base past the page cache
+    #[arg(long)]
+    pub(crate) direct: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Snapshot {
+    /// Take a snapshot of a volume
+    Create {
+        /// Its name within the volume
+        snapshot: Name,
+        /// The volume
+        #[arg(required = true)]
+        volume: Vec<Name>,
+    },
+    /// All snapshots
+    List,
+    /// One snapshot
+    Show {
+        /// VOLUME@SNAPSHOT
+        snapshot: SnapshotPath,
+    },
+    /// What was saved for a snapshot, a line per grain
+    Map {
+        /// VOLUME@SNAPSHOT
+        snapshot: SnapshotPath,
+    },
+    /// Delete a snapshot; whoever reads it gets errors
+    Delete {
+        /// VOLUME@SNAPSHOT, or SNAPSHOT where only one volume has one of that name
+        snapshot: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// What suits best: timezero
+    Auto,
+    /// Base and originals reconciled while copying; captured ranges cost the host nothing more
+    Timezero,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Backup {
+    /// VOLUME, VOLUME@SNAPSHOT, or the PATH of a file or device
+    #[arg(required = true, value_name = "SOURCE")]
+    pub(crate) source: Vec<String>,
+
+    /// Where the copy goes: image:PATH or PATH
+    #[arg(long = "to", value_name = "DEST")]
+    pub(crate) destination: String,
+
+    /// How to copy
+    #[arg(long, value_enum, default_value_t = Mode::Auto)]
+    pub(crate) mode: Mode,
+
+    /// Read the finished copy back and compare it with the digests of time zero
+    #[arg(long)]
+    pub(crate) verify: bool,
+
+    /// Replace what is at the destination, once the new copy is complete
+    #[arg(long)]
+    pub(crate) replace: bool,
+
+    /// Go on with an interrupted copy, as of the same instant
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Copy {
+    /// All copies in the catalogue
+    List,
+    /// One copy
+    Show {
+        /// Id, unique prefix, or path of the copy or its manifest
+        copy: String,
+    },
+    /// Compare a copy with the digests of its time zero
+    Verify {
+        /// Id, unique prefix, or path of the copy or its manifest
+        copy: String,
+    },
+    /// Delete a copy
+    Remove {
+        /// Id, unique prefix, or path of the copy or its manifest
+        copy: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// Id, unique prefix, or path of the copy or its manifest
+    pub(crate) copy: String,
+
+    /// File or block device to write
+    #[arg(long = "to", value_name = "TARGET")]
+    pub(crate) target: String,
+
+    /// Overwrite a target that holds something
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Show it again every second
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_stand_anywhere() {
+        for line in ["tzero --state /s --json volume list", "tzero volume list --json --state /s", "tzero volume --json list --state /s"] {
+            let cli = parse(line).unwrap();
+            assert!(cli.json, "{line}");
+            assert_eq!(cli.state, Some("/s".into()), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_later_versions_have_does_not_exist() {
+        for line in [
+            "tzero volume add v /b --memory-limit 1M",
+            "tzero volume add v /b --durability power",
+            "tzero volume add v /b /c",
+            "tzero volume resize v 1G",
+            "tzero volume changes v",
+            "tzero snapshot create s v --scope v:0+4096",
+            "tzero snapshot create s v --on-full break",
+            "tzero snapshot create s v --originals release",
+            "tzero snapshot create s v --freeze fs:/x",
+            "tzero backup v --to x --mode reconciled",
+            "tzero backup v --to x --mode outboard",
+            "tzero backup v --to x --incremental",
+            "tzero backup v --to x --rate 1M/s",
+            "tzero backup v --to x --toc",
+            "tzero copy prune --keep-last 1",
+            "tzero copy verify x --source",
+            "tzero restore x --to y --range 0+1",
+            "tzero restore x --to y --differing",
+            "tzero clone create v x",
+            "tzero bench",
+        ] {
+            assert_eq!(parse(line).map(drop).map_err(|error| error.exit_code()), Err(2), "{line}");
+        }
+    }
+
+    #[test]
+    fn names_and_sizes_are_checked_by_the_parser() {
+        for line in [
+            "tzero volume add a/b /base",
+            "tzero volume add a /base --grain 4KiB",
+            "tzero snapshot create s@x v",
+            "tzero snapshot show v",
+            "tzero serve --nbd tcp:0.0.0.0:10809",
+            "tzero backup --to x",
+            "tzero backup v",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        assert!(parse("tzero snapshot create s v w").is_ok(), "groups are refused later, with a sentence");
+    }
+}

@@ -1,0 +1,107 @@
+//! `tzero copy`.
+
+use serde_json::json;
+use tzero_api::{Exit, Size, StatePaths};
+use tzero_copy::{Cancel, Catalogue, CopySummary, Listing};
+
+use crate::cli::Copy;
+use crate::ending::{Ending, exit_of};
+use crate::output::{Output, bytes, notice};
+use crate::progress::Progress;
+use crate::{absolute, interrupt};
+
+pub(crate) fn run(command: &Copy, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
+    let catalogue = Catalogue::new(&absolute(state.root())?);
+    match command {
+        Copy::List => {
+            list(&catalogue.list()?, output);
+            Ok(Exit::AsAsked)
+        }
+        Copy::Show { copy } => {
+            let summary = find(&catalogue, copy)?.summary();
+            show(&summary, output);
+            Ok(Exit::AsAsked)
+        }
+        Copy::Verify { copy } => verify(&find(&catalogue, copy)?, output),
+        Copy::Remove { copy } => {
+            let id = catalogue.remove_named(not_a_stream(copy)?)?;
+            output.line(format!("copy {id} removed"));
+            output.result("copy", &json!({ "id": id, "removed": true }));
+            Ok(Exit::AsAsked)
+        }
+    }
+}
+
+/// Finds a copy by id, prefix or path.
+pub(crate) fn find(catalogue: &Catalogue, copy: &str) -> Result<tzero_copy::Copy, Ending> {
+    Ok(catalogue.find(not_a_stream(copy)?)?)
+}
+
+fn not_a_stream(copy: &str) -> Result<&str, Ending> {
+    if copy == "-" {
+        return Err(Ending::usage("archives on standard input are not in this version: name an image"));
+    }
+    Ok(copy)
+}
+
+fn list(listing: &Listing, output: Output) {
+    let head = ["COPY", "VOLUME", "TIME ZERO", "SIZE", "MODE", "IMAGE"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    rows.extend(listing.copies.iter().map(|copy| {
+        let missing = if copy.present { "" } else { " (missing)" };
+        vec![
+            copy.id.to_string(),
+            names(copy.volumes.iter()),
+            copy.t0.to_string(),
+            Size(copy.size).to_string(),
+            copy.mode_used.to_string(),
+            format!("{}{missing}", copy.image.display()),
+        ]
+    }));
+    output.table(&rows);
+    for path in &listing.unreadable {
+        notice(format!("{} cannot be read and is left out", path.display()));
+    }
+    output.result("copies", &listing.copies);
+}
+
+fn names(volumes: impl Iterator<Item = impl ToString>) -> String {
+    volumes.map(|volume| volume.to_string()).collect::<Vec<_>>().join(",")
+}
+
+fn show(copy: &CopySummary, output: Output) {
+    output.line(format!("copy        {}", copy.id));
+    output.line(format!("image       {}", copy.image.display()));
+    output.line(format!("manifest    {}", copy.manifest.display()));
+    for volume in &copy.volumes {
+        let (size, id) = (Size(volume.size), &volume.id);
+        output.line(format!("volume      {}, {size}, id {id}, generation {}", volume.name, volume.generation));
+    }
+    output.line(format!("time zero   {}", copy.t0));
+    output.line(format!("completed   {}", copy.completed));
+    output.line(format!("mode        {} (asked for {})", copy.mode_used, copy.mode_asked));
+    if let Some(reason) = &copy.reason {
+        output.line(format!("reason      {reason}"));
+    }
+    output.line(format!("read        {}", bytes(copy.bytes_read)));
+    output.line(format!("written     {}", bytes(copy.bytes_written)));
+    output.line(format!("pause       {} µs", copy.pause_us));
+    output.line(format!("digests     {} of {} each", copy.chunks, Size(copy.chunk)));
+    output.line(format!("made by     {}", copy.tool));
+    output.result("copy", copy);
+}
+
+fn verify(copy: &tzero_copy::Copy, output: Output) -> Result<Exit, Ending> {
+    let cancel = Cancel::from_flag(interrupt::flag()?);
+    let mut progress = Progress::new(output);
+    let verification = tzero_copy::verify(copy, &mut |event| progress.show(event), &cancel);
+    drop(progress);
+    let verification = verification?;
+    if verification.is_good() {
+        output.line(&verification);
+    } else {
+        notice(&verification);
+    }
+    output.result("verification", &verification);
+    Ok(exit_of(verification.exit()))
+}

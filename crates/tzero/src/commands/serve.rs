@@ -1,0 +1,49 @@
+//! `tzero serve`.
+
+use std::env;
+use std::io::{self, IsTerminal};
+
+use tracing::Level;
+use tzero_api::{Exit, StatePaths};
+use tzero_copy::placement;
+use tzero_daemon::{Config, ServeOptions};
+
+use crate::absolute;
+use crate::cli::Serve;
+use crate::ending::Ending;
+use crate::output::Output;
+
+/// Most that is logged, by name.
+const LOG_LEVEL: &str = "TZERO_LOG";
+
+pub(crate) fn run(serve: Serve, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
+    log_to_stderr()?;
+    let config = match &serve.config {
+        Some(path) => Config::read(path).map_err(Ending::usage)?,
+        None => Config::default(),
+    };
+    let options = ServeOptions {
+        state: absolute(state.root())?,
+        config,
+        nbd: serve.nbd,
+        lies_on: |path, base| placement::lies_on(path, &placement::Identity::of_file(base)?),
+    };
+    tzero_daemon::serve(options, || output.raw(b"ready\n"))?;
+    Ok(Exit::AsAsked)
+}
+
+fn log_to_stderr() -> Result<(), Ending> {
+    let level = match env::var(LOG_LEVEL) {
+        Ok(name) => name
+            .parse()
+            .map_err(|_| Ending::usage(format!("{LOG_LEVEL}={name} is no level: error, warn, info, debug or trace")))?,
+        Err(_) => Level::INFO,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! `tzero volume`.
+
+use serde_json::json;
+use tzero_api::control::{self, AddVolume, VolumeState};
+use tzero_api::{Client, Exit, Size, StatePaths};
+
+use crate::absolute;
+use crate::cli::Volume;
+use crate::ending::Ending;
+use crate::output::{Output, bytes};
+
+pub(crate) fn run(command: Volume, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
+    let client = Client::new(state)?;
+    match command {
+        Volume::Add(add) => {
+            let request = AddVolume {
+                name: add.name,
+                base: absolute(&add.base)?,
+                grain: add.grain,
+                cache_dir: add.cache_dir.as_deref().map(absolute).transpose()?,
+                cache_limit: add.cache_limit,
+                direct: add.direct,
+            };
+            let volume = client.add_volume(&request)?;
+            output.line(format!("volume {}: {} of {}", volume.name, Size(volume.size), volume.base.display()));
+            output.result("volume", &volume);
+        }
+        Volume::List => {
+            let volumes = client.volumes()?;
+            output.table(&table(&volumes));
+            output.result("volumes", &volumes);
+        }
+        Volume::Show { name } => {
+            let volume = client.volume(&name)?;
+            show(&volume, output);
+            output.result("volume", &volume);
+        }
+        Volume::Remove { name } => {
+            let volume = client.remove_volume(&name)?;
+            output.line(format!("volume {} removed; its base {} stays as it is", volume.name, volume.base.display()));
+            output.result("volume", &json!({ "id": volume.id, "name": volume.name, "removed": true }));
+        }
+    }
+    Ok(Exit::AsAsked)
+}
+
+/// A line a volume.
+pub(crate) fn table(volumes: &[control::Volume]) -> Vec<Vec<String>> {
+    let head = ["NAME", "STATE", "SIZE", "GRAIN", "SNAPSHOTS", "CLIENTS", "CACHE", "LIMIT", "BASE"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    rows.extend(volumes.iter().map(|volume| {
+        vec![
+            volume.name.to_string(),
+            state(volume.state).into(),
+            Size(volume.size).to_string(),
+            Size(volume.grain.into()).to_string(),
+            volume.snapshots.to_string(),
+            volume.connections.to_string(),
+            bytes(volume.cache_used),
+            limit(volume),
+            volume.base.display().to_string(),
+        ]
+    }));
+    rows
+}
+
+fn show(volume: &control::Volume, output: Output) {
+    let yes_no = |yes| if yes { "yes" } else { "no" };
+    output.line(format!("volume      {}", volume.name));
+    output.line(format!("id          {}", volume.id));
+    output.line(format!("state       {}", state(volume.state)));
+    if let Some(reason) = &volume.reason {
+        output.line(format!("reason      {reason}"));
+    }
+    output.line(format!("base        {}", volume.base.display()));
+    output.line(format!("size        {} ({} bytes)", Size(volume.size), volume.size));
+    output.line(format!("grain       {}", Size(volume.grain.into())));
+    output.line(format!("direct      {}", yes_no(volume.direct)));
+    output.line(format!("generation  {}", volume.generation));
+    output.line(format!("cache       {}", volume.cache.display()));
+    output.line(format!("originals   {} in use, {} on disk, limit {}", bytes(volume.cache_used), bytes(volume.cache_file), limit(volume)));
+    output.line(format!("snapshots   {}", volume.snapshots));
+    output.line(format!("clients     {}", volume.connections));
+    output.line(format!("configured  {}", yes_no(volume.declared)));
+}
+
+fn state(state: VolumeState) -> &'static str {
+    match state {
+        VolumeState::Serving => "serving",
+        VolumeState::Failed => "failed",
+    }
+}
+
+fn limit(volume: &control::Volume) -> String {
+    volume.cache_limit.map_or("-".into(), |limit| Size(limit).to_string())
+}

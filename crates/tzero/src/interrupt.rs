@@ -1,0 +1,26 @@
+//! Ctrl-C: once to stop in good order, twice to stop at once.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+use tzero_api::Exit;
+
+use crate::ending::Ending;
+
+/// A flag that the first signal sets; the second one ends the process as incomplete.
+pub(crate) fn flag() -> Result<Arc<AtomicBool>, Ending> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let register = || -> io::Result<()> {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // In this order: the shutdown looks at the flag as the signal before has left it.
+            flag::register_conditional_shutdown(signal, Exit::Incomplete.code().into(), Arc::clone(&interrupted))?;
+            flag::register(signal, Arc::clone(&interrupted))?;
+        }
+        Ok(())
+    };
+    register().map_err(|error| Ending::failed(format!("signals cannot be watched for: {error}")))?;
+    Ok(interrupted)
+}
