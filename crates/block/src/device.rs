@@ -47,6 +47,11 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// What of `range` is allocated, as consecutive extents that cover it exactly. A device that cannot tell says data.
     /// Only a hint: it may be stale by the time it arrives.
     fn extents(&self, range: ByteRange) -> impl Future<Output = Result<Vec<Extent>, Error>>;
+
+    /// Advice that the bytes will be read soon. A device without a cache has no use for it.
+    fn prefetch(&self, _range: ByteRange) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
 }
 
 /// Size and granularity of a device.

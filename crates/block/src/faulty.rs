@@ -135,4 +135,8 @@ impl<D: BlockDevice> BlockDevice for Faulty<D> {
         self.simple(Action::Extents, range)?;
         self.device.extents(range).await
     }
+
+    async fn prefetch(&self, range: ByteRange) {
+        self.device.prefetch(range).await;
+    }
 }

@@ -222,4 +222,11 @@ impl BlockDevice for FileDevice {
         }
         Ok(extents)
     }
+
+    async fn prefetch(&self, range: ByteRange) {
+        if !self.file.is_direct() && self.geometry.check(Action::Read, range.start(), range.len()).is_ok() {
+            let file = self.file.clone();
+            blocking(move || system::read_ahead(file.get(), range.start(), range.len())).await;
+        }
+    }
 }

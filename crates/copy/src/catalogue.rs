@@ -10,11 +10,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tzero_api::StatePaths;
 
+use crate::backup::discard;
 use crate::error::{FileAction, Refusal};
 use crate::journal::{Claim, JournalFault};
 use crate::manifest::{CopyKind, ModeUsed, VolumeRecord};
-use crate::site::MANIFEST_SUFFIX;
+use crate::site::{MANIFEST_SUFFIX, Site};
 use crate::{Copy, CopyId, Error, Timestamp, durable};
 
 /// Longest entry that is read, in bytes.
@@ -159,7 +161,7 @@ impl Catalogue {
     }
 
     /// The copy that `name` names: by its id or the unique beginning of it, or by the path of its image or manifest. Text with a slash
-    /// in it, or that ends like a manifest's name, is always a path.
+    /// or `.tzero` in it is always a path.
     ///
     /// # Errors
     /// When it names none or several, or the copy's manifest cannot be used.
@@ -201,7 +203,9 @@ impl Catalogue {
         let bytes = serde_json::to_vec_pretty(&Stored::of(copy)).expect("an entry has nothing that JSON cannot say");
         durable::replace(&place, &bytes).map_err(Error::file(FileAction::Write, &place))?;
         let stale = self.list()?.copies.into_iter();
-        stale.filter(|entry| entry.manifest == copy.manifest_path() && entry.id != copy.id()).try_for_each(|entry| self.forget(entry.id))
+        stale
+            .filter(|entry| entry.manifest == copy.manifest_path() && entry.id != copy.id())
+            .try_for_each(|entry| self.forget(entry.id))
     }
 
     /// Where a copy's entry is or would be.
@@ -254,15 +258,24 @@ impl Catalogue {
         self.forget(copy.id())
     }
 
-    /// Finds a copy as [`Catalogue::find`] does and removes it. The entry of a copy whose manifest is gone is removed too.
+    /// Finds a copy as [`Catalogue::find`] does and removes it. The entry of a copy whose manifest is gone is removed too. An
+    /// unfinished copy is named by the path of its `.tzero-partial` or `.tzero-journal`; its private snapshot goes with it.
     ///
     /// # Errors
     /// As both.
     pub fn remove_named(&self, name: &str) -> Result<CopyId, Error> {
+        if is_path(name) {
+            let path = std::path::absolute(name).map_err(Error::file(FileAction::Open, Path::new(name)))?;
+            if let Some(site) = Site::of_unfinished(&path, &self.state) {
+                return discard(&site, &StatePaths::new(&self.state).mover_socket());
+            }
+        }
         let entry = self.entry(name)?;
         match (self.find(name), entry) {
             (Ok(copy), _) => self.remove(&copy).map(|()| copy.id()),
-            (Err(Error::NoCopy { .. } | Error::UnknownCopy { .. }), Some(entry)) => self.forget(entry.id).map(|()| entry.id),
+            (Err(Error::NoCopy { .. } | Error::UnknownCopy { .. }), Some(entry)) => {
+                self.forget(entry.id).map(|()| entry.id)
+            }
             (Err(Error::File { source, .. }), Some(entry)) if source.kind() == io::ErrorKind::NotFound => {
                 self.forget(entry.id).map(|()| entry.id)
             }
@@ -313,5 +326,5 @@ impl Catalogue {
 }
 
 fn is_path(name: &str) -> bool {
-    name.contains('/') || name.ends_with(MANIFEST_SUFFIX)
+    name.contains('/') || name.contains(MANIFEST_SUFFIX)
 }

@@ -3,8 +3,6 @@
 //! A stretch of chunks that are all zero is one entry, in memory and in text, so that a sparse volume's list stays short
 //! and a forged length cannot ask for memory that its file does not fill.
 
-use std::sync::OnceLock;
-
 use serde::{Deserialize, Serialize};
 use tzero_block::ByteRange;
 
@@ -28,23 +26,6 @@ pub(crate) fn chunk_range(index: u64, chunk: u64, size: u64) -> ByteRange {
 /// How many chunks a volume has.
 pub(crate) const fn chunk_count(chunk: u64, size: u64) -> u64 {
     size.div_ceil(chunk)
-}
-
-/// The digest of `len` zero bytes.
-pub(crate) fn digest_of_zeroes(len: u64) -> Digest {
-    static WHOLE: OnceLock<Digest> = OnceLock::new();
-    let compute = |len: u64| {
-        let mut hasher = blake3::Hasher::new();
-        let zeroes = vec![0; len.min(1 << 20) as usize];
-        let mut left = len;
-        while left > 0 {
-            let now = left.min(zeroes.len() as u64);
-            hasher.update(&zeroes[..now as usize]);
-            left -= now;
-        }
-        *hasher.finalize().as_bytes()
-    };
-    if len == CHUNK { *WHOLE.get_or_init(|| compute(CHUNK)) } else { compute(len) }
 }
 
 /// What a copy should read as.
@@ -171,13 +152,6 @@ mod tests {
         }
         let most = format!("0*{}", u64::MAX);
         assert_eq!(Digests::try_from(vec![most, "0*1".into()]), Err(InvalidDigests));
-    }
-
-    #[test]
-    fn zeroes_have_the_digest_of_their_bytes() {
-        for len in [0, 1, 512, 3 << 20, CHUNK] {
-            assert_eq!(digest_of_zeroes(len), *blake3::hash(&vec![0; len as usize]).as_bytes());
-        }
     }
 
     #[test]

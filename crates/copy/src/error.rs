@@ -88,12 +88,12 @@ impl fmt::Display for Refusal {
         match self {
             Self::IsSource => f.write_str("it is, or lies on, the source of this copy; choose a place elsewhere"),
             Self::HoldsCopy => f.write_str("it is, or holds, the copy itself; choose another target"),
-            Self::CompleteCopy => {
-                f.write_str("a complete copy stands there; --replace makes the new one beside it and then takes its place")
-            }
-            Self::NoCopyOfIt => {
-                f.write_str("something stands there that is no copy of this volume; --replace puts the copy in its place")
-            }
+            Self::CompleteCopy => f.write_str(
+                "a complete copy stands there; --replace makes the new one beside it and then takes its place",
+            ),
+            Self::NoCopyOfIt => f.write_str(
+                "something stands there that is no copy of this volume; --replace puts the copy in its place",
+            ),
             Self::OtherUnfinished => {
                 f.write_str("an unfinished copy of another volume stands there; --replace throws it away")
             }
@@ -105,7 +105,9 @@ impl fmt::Display for Refusal {
                 f.write_str("it is locked, as the base of a served volume is; remove the volume from the daemon first")
             }
             Self::Busy => f.write_str("another run is writing there; wait for it to end"),
-            Self::TooSmall { has, needs } => write!(f, "the device has {has} bytes and {needs} are needed; use a larger one"),
+            Self::TooSmall { has, needs } => {
+                write!(f, "the device has {has} bytes and {needs} are needed; use a larger one")
+            }
             Self::ReadOnly => f.write_str("the device is set read-only"),
         }
     }
@@ -131,7 +133,9 @@ pub enum ResumeFault {
 impl fmt::Display for ResumeFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let why = match self {
-            Self::Nothing => return f.write_str("there is no unfinished copy to resume; leave out --resume to begin one"),
+            Self::Nothing => {
+                return f.write_str("there is no unfinished copy to resume; leave out --resume to begin one");
+            }
             Self::OtherSource => "the unfinished copy there is of another source",
             Self::SnapshotGone => "the snapshot of the unfinished copy is gone",
             Self::OtherSnapshot => "the snapshot or its volume is not the one that was being copied",
@@ -199,13 +203,6 @@ pub enum SourceFault {
     Snapshot(#[source] ReconcileError),
 }
 
-impl SourceFault {
-    /// Whether going on later could end otherwise: an unreadable sector may be, a broken snapshot is not.
-    pub(crate) fn is_final(&self) -> bool {
-        matches!(self, Self::Snapshot(ReconcileError::Broken(_) | ReconcileError::Gone))
-    }
-}
-
 /// A copy that can go on later.
 #[derive(Debug)]
 pub struct Incomplete {
@@ -221,8 +218,8 @@ pub struct Incomplete {
     pub source: String,
     /// Where the copy will be.
     pub destination: PathBuf,
-    /// Files to remove when the copy is given up.
-    pub leftovers: Vec<PathBuf>,
+    /// What names the unfinished copy when it is given up.
+    pub unfinished: PathBuf,
     /// Bytes of the volume that are done, holes included.
     pub done: u64,
     /// Of so many.
@@ -255,17 +252,17 @@ impl fmt::Display for Incomplete {
         let Self { cause, source, destination, done, total, .. } = self;
         let to = destination.display();
         write!(f, "the copy of {source} to {to} is incomplete, {done} of {total} bytes are done: {cause}; ")?;
-        write!(f, "`tzero backup {source} --to {to} --resume` goes on, ")?;
+        write!(
+            f,
+            "`tzero backup {source} --to {to} --resume` goes on, `tzero copy remove {}` gives it up",
+            self.unfinished.display()
+        )?;
         match (&self.volume, &self.snapshot) {
-            (Some(volume), Some(snapshot)) if self.private => write!(f, "`tzero snapshot delete {volume}@{snapshot}`")?,
-            _ => write!(f, "removing it")?,
+            (Some(volume), Some(snapshot)) if self.private => {
+                write!(f, " together with its snapshot {volume}@{snapshot}")
+            }
+            _ => Ok(()),
         }
-        if let (true, Some(first)) = (self.private, self.leftovers.first()) {
-            write!(f, " and removing {}", first.display())?;
-        } else if let Some(first) = self.leftovers.first() {
-            write!(f, " ({})", first.display())?;
-        }
-        f.write_str(" gives it up")
     }
 }
 
@@ -307,7 +304,9 @@ pub enum Error {
         manifest: PathBuf,
     },
     /// No copy has this name.
-    #[error("there is no copy {name}: it is neither the id of one in the catalogue nor the path of one; see `tzero copy list`")]
+    #[error(
+        "there is no copy {name}: it is neither the id of one in the catalogue nor the path of one; see `tzero copy list`"
+    )]
     UnknownCopy {
         /// What was given.
         name: String,

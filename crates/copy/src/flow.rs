@@ -177,12 +177,7 @@ impl Chunk {
         Self { step, parts: Vec::new(), fault: None, read: 0, changed: 0 }
     }
 
-    async fn add<S: Source>(
-        &mut self,
-        source: &mut S,
-        range: ByteRange,
-        content: Result<Content, tzero_block::Error>,
-    ) {
+    async fn add<S: Source>(&mut self, source: &mut S, range: ByteRange, content: Result<Content, tzero_block::Error>) {
         if self.fault.is_some() {
             return;
         }
@@ -222,11 +217,8 @@ async fn land<T: BlockDevice>(target: Option<Target<T>>, chunk: Chunk) -> Landed
         return landed(Outcome::Mismatch, 0);
     }
     let Some(target) = target else { return landed(Outcome::Good(digest), 0) };
-    let written = if digest == ChunkDigest::Zero {
-        target.zero(step.range).await.map(|()| 0)
-    } else {
-        target.write(parts).await
-    };
+    let written =
+        if digest == ChunkDigest::Zero { target.zero(step.range).await.map(|()| 0) } else { target.write(parts).await };
     match written {
         Ok(written) => landed(Outcome::Good(digest), written),
         Err(error) => landed(Outcome::Unwritable(error), 0),

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tzero_io::{LockError, lock_exclusive};
 
-use crate::digests::{chunk_count, digest_of_zeroes};
+use crate::digests::chunk_count;
 use crate::manifest::{DeviceRecord, ModeAsked, VolumeRecord};
 use crate::{ChunkDigest, CopyId, Timestamp, durable, hex};
 
@@ -222,6 +222,11 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
+    /// What the journal at `path` is of, without taking its lock: for telling, not for writing.
+    pub(crate) fn peek(path: &Path) -> Option<JournalHeader> {
+        load(&File::open(path).ok()?).ok().flatten().map(|left| left.header)
+    }
+
     /// Records that chunk `index` is in the destination.
     pub(crate) fn append(&mut self, index: u64, record: &ChunkRecord) -> io::Result<()> {
         let (kind, digest) = match record.digest {
@@ -336,16 +341,6 @@ fn parse_record(header: &JournalHeader, bytes: &[u8; RECORD_LEN]) -> Option<(u64
     Some((index, Some(record)))
 }
 
-impl ChunkDigest {
-    /// The digest itself; `len` is the chunk's length in bytes.
-    pub(crate) fn of_len(self, len: u64) -> crate::Digest {
-        match self {
-            Self::Zero => digest_of_zeroes(len),
-            Self::Data(digest) => digest,
-        }
-    }
-}
-
 struct FileFrom<'a> {
     file: &'a File,
     at: u64,
@@ -359,18 +354,13 @@ impl Read for FileFrom<'_> {
     }
 }
 
-/// What an earlier run left at `path`, without taking its lock: for telling, not for writing.
-pub(crate) fn peek(path: &Path) -> io::Result<Option<Left>> {
-    match File::open(path) {
-        Ok(file) => load(&file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn peek(path: &Path) -> io::Result<Option<Left>> {
+        load(&File::open(path)?)
+    }
 
     fn header() -> JournalHeader {
         JournalHeader {

@@ -158,7 +158,9 @@ fn device_of_file_system(file_system: u64, path: Option<&Path>) -> Option<Identi
     let mounts = || table.lines().filter_map(Mount::parse);
     let mount = match path {
         // Later lines cover earlier ones at the same place.
-        Some(path) => mounts().filter(|mount| path.starts_with(&mount.at)).max_by_key(|mount| mount.at.as_os_str().len()),
+        Some(path) => {
+            mounts().filter(|mount| path.starts_with(&mount.at)).max_by_key(|mount| mount.at.as_os_str().len())
+        }
         None => mounts().find(|mount| mount.file_system == file_system),
     }?;
     let metadata = fs::metadata(mount.source?).ok()?;
@@ -193,7 +195,8 @@ fn unescape(text: &str) -> PathBuf {
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
         let code = tail.first_chunk::<3>().filter(|_| first == b'\\');
-        let code = code.and_then(|code| std::str::from_utf8(code).ok()).and_then(|code| u8::from_str_radix(code, 8).ok());
+        let code =
+            code.and_then(|code| std::str::from_utf8(code).ok()).and_then(|code| u8::from_str_radix(code, 8).ok());
         match code {
             Some(byte) => {
                 bytes.push(byte);
@@ -228,7 +231,9 @@ pub(crate) fn device_key(number: u64) -> io::Result<String> {
     if let Some(uuid) = text("dm/uuid").or_else(|| text("md/uuid")) {
         return Ok(plain(&uuid));
     }
-    if let Some(name) = text("wwid").or_else(|| text("device/wwid")).or_else(|| text("serial")).or_else(|| text("device/serial")) {
+    if let Some(name) =
+        text("wwid").or_else(|| text("device/wwid")).or_else(|| text("serial")).or_else(|| text("device/serial"))
+    {
         return Ok(plain(&name));
     }
     if let Some(file) = text("loop/backing_file")

@@ -252,7 +252,8 @@ impl Place {
 
 fn refuse_the_copy_itself(path: &Path, request: &RestoreRequest, image: &FileDevice) -> Result<(), Error> {
     let look = Error::file(FileAction::Open, path);
-    let identity = Identity::of_file(image.file().get()).map_err(Error::file(FileAction::Open, request.copy.image()))?;
+    let identity =
+        Identity::of_file(image.file().get()).map_err(Error::file(FileAction::Open, request.copy.image()))?;
     let itself = lies_on(path, &identity).map_err(look)?;
     let target = fs::metadata(path).ok().filter(|metadata| metadata.file_type().is_block_device());
     let holds = match target {
@@ -280,7 +281,7 @@ fn claim_beside(beside: &Path, target: &Path) -> Result<File, Error> {
         .create(true)
         .truncate(false)
         .mode(durable::PRIVATE)
-        .custom_flags(system::NOFOLLOW)
+        .custom_flags(libc::O_NOFOLLOW)
         .open(beside)
         .map_err(Error::file(FileAction::Create, beside))?;
     match lock_exclusive(&file) {

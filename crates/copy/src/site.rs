@@ -16,17 +16,22 @@
 //!    `PATH.tzero`. So a crash between the two renames leaves a good copy, which the next load completes.
 //! 3. What stands at `PATH` is replaced only by a complete image, and only where that was asked for.
 
+use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{FileAction, Refusal};
+use crate::journal::Journal;
 use crate::manifest::{DeviceRecord, ImageRecord, LONGEST_MANIFEST, Manifest, ManifestFault};
 use crate::{Error, durable, placement};
 
 /// Suffix of a manifest.
 pub(crate) const MANIFEST_SUFFIX: &str = ".tzero";
+const PARTIAL_SUFFIX: &str = ".tzero-partial";
+const JOURNAL_SUFFIX: &str = ".tzero-journal";
 
 /// The places of one copy's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,8 +74,8 @@ impl Site {
     fn of_file(image: PathBuf) -> Self {
         Self {
             manifest: durable::with_suffix(&image, MANIFEST_SUFFIX),
-            partial: durable::with_suffix(&image, ".tzero-partial"),
-            journal: durable::with_suffix(&image, ".tzero-journal"),
+            partial: durable::with_suffix(&image, PARTIAL_SUFFIX),
+            journal: durable::with_suffix(&image, JOURNAL_SUFFIX),
             image,
             device: None,
         }
@@ -88,7 +93,7 @@ impl Site {
             image: device.path.clone(),
             partial: device.path.clone(),
             manifest: state.join("devices").join(format!("{}{MANIFEST_SUFFIX}", device.key)),
-            journal: state.join("journals").join(format!("{}.tzero-journal", device.key)),
+            journal: state.join("journals").join(format!("{}{JOURNAL_SUFFIX}", device.key)),
             device: Some(device),
         }
     }
@@ -102,6 +107,22 @@ impl Site {
             }
         }
         Ok(())
+    }
+
+    /// The path that stands for the unfinished copy.
+    pub(crate) fn unfinished(&self) -> &Path {
+        if self.device.is_some() { &self.journal } else { &self.partial }
+    }
+
+    /// Of the unfinished copy that `path`, its image or its journal, stands for.
+    pub(crate) fn of_unfinished(path: &Path, state: &Path) -> Option<Self> {
+        let name = path.as_os_str().as_bytes();
+        let image = [PARTIAL_SUFFIX, JOURNAL_SUFFIX].iter().find_map(|suffix| name.strip_suffix(suffix.as_bytes()))?;
+        let device = Journal::peek(path).and_then(|header| header.device);
+        Some(match device {
+            Some(device) => Self { journal: path.to_owned(), ..Self::of_known_device(device, state) },
+            None => Self::of_file(PathBuf::from(OsStr::from_bytes(image))),
+        })
     }
 
     fn fresh(&self) -> PathBuf {

@@ -112,7 +112,8 @@ impl SnapshotSource {
         let cache = FileDevice::from_file(cache, begun.direct).map_err(DaemonFault::Files)?.growing_to(CACHE_REACH);
         let map = MappedFile::from_file(map, false).map_err(DaemonFault::Files)?;
         let snapshots = MappedFile::from_file(snapshots, false).map_err(DaemonFault::Files)?;
-        let originals = OriginalsReader::open(map, snapshots, cache, begun.size).map_err(|fault| DaemonFault::Originals(Box::new(fault)))?;
+        let originals = OriginalsReader::open(map, snapshots, cache, begun.size)
+            .map_err(|fault| DaemonFault::Originals(Box::new(fault)))?;
         let id = SnapshotId::parse(&begun.snapshot_id).ok_or(DaemonFault::Protocol)?;
         if base.geometry().size < begun.size {
             return Err(DaemonFault::Protocol);

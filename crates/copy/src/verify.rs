@@ -1,8 +1,9 @@
 //! Reading a copy again and comparing it with what it must be.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -115,11 +116,8 @@ pub fn verify(copy: &Copy, observer: Observer<'_>, cancel: &Cancel) -> Result<Ve
     let runtime = Runtime::new(Backend::Auto).map_err(Error::Runtime)?;
     let device = open_for_reading(copy.image())?;
     let manifest = copy.manifest();
-    let size_found = if copy.is_device() {
-        device.geometry().size.min(manifest.size())
-    } else {
-        device.geometry().size
-    };
+    let size_found =
+        if copy.is_device() { device.geometry().size.min(manifest.size()) } else { device.geometry().size };
     let expected = Expected { size: manifest.size(), chunk: manifest.chunk };
     let comparison = runtime.block_on(compare(device, expected, manifest.digests.iter(), observer, cancel))?;
     let Some(Comparison { good_bytes, damaged_chunks, damage }) = comparison else {
@@ -140,8 +138,11 @@ pub fn verify(copy: &Copy, observer: Observer<'_>, cancel: &Cancel) -> Result<Ve
 pub(crate) fn open_for_reading(path: &Path) -> Result<FileDevice, Error> {
     let open = || {
         // A fifo that took the image's place must not make this wait.
-        let file = OpenOptions::new().read(true).custom_flags(system::NONBLOCK).open(path)?;
-        FileDevice::from_file(file, false)
+        let kind = fs::metadata(path)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        FileDevice::from_file(File::open(path)?, false)
     };
     open().map_err(Error::file(FileAction::Open, path))
 }
@@ -206,12 +207,11 @@ impl Judge<'_> {
     fn damaged(&mut self, range: ByteRange, kind: DamageKind) {
         let Comparison { damaged_chunks, damage, .. } = &mut self.comparison;
         *damaged_chunks += 1;
-        match damage.last_mut() {
-            Some(last) if last.kind == kind && last.offset + last.length == range.start() => last.length += range.len(),
-            _ if damage.len() < MOST_TOLD => {
-                damage.push(Damage { offset: range.start(), length: range.len(), kind });
-            }
-            _ => {}
+        let adjoins = |last: &&mut Damage| last.kind == kind && last.offset + last.length == range.start();
+        if let Some(last) = damage.last_mut().filter(adjoins) {
+            last.length += range.len();
+        } else if damage.len() < MOST_TOLD {
+            damage.push(Damage { offset: range.start(), length: range.len(), kind });
         }
     }
 

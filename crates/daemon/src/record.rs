@@ -74,10 +74,6 @@ impl VolumeDirectory {
         Self { path: state.volume(name) }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Where the engine keeps its files.
     pub(crate) fn engine(&self) -> PathBuf {
         self.path.join(ENGINE)
@@ -228,7 +224,7 @@ mod tests {
         directory.create(&written).unwrap();
         fs::write(directory.cache(&written), "x").unwrap();
         assert_eq!(directory.read().unwrap(), written);
-        let mode = fs::metadata(directory.path().join(FILE)).unwrap().permissions().mode();
+        let mode = fs::metadata(directory.path.join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(remembered(&state).unwrap(), std::slice::from_ref(&written.name));
 
@@ -246,7 +242,7 @@ mod tests {
         let directory = VolumeDirectory::new(&state, &written.name);
         directory.create(&written).unwrap();
         let gone = state.volumes().join("v~gone");
-        fs::rename(directory.path(), &gone).unwrap();
+        fs::rename(&directory.path, &gone).unwrap();
         assert_eq!(remembered(&state).unwrap(), []);
         assert!(!gone.exists());
     }
@@ -263,7 +259,7 @@ mod tests {
         written.version = 9;
         directory.write(&written).unwrap();
         assert!(matches!(directory.read(), Err(RecordError::Version { version: 9, .. })));
-        fs::write(directory.path().join(FILE), "{\"version\":1,").unwrap();
+        fs::write(directory.path.join(FILE), "{\"version\":1,").unwrap();
         assert!(matches!(directory.read(), Err(RecordError::Malformed { .. })));
         directory.write(&record("w", None)).unwrap();
         assert!(matches!(directory.read(), Err(RecordError::Name { .. })));

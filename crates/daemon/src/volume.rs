@@ -24,7 +24,7 @@ use tzero_engine::{SnapshotInfo, SnapshotState, VolumeOptions};
 use tzero_io::{Directory, LockError, Sender, system};
 use tzero_originals::{Originals, SnapshotId};
 
-use crate::base::{self, OpenBase, Patience};
+use crate::base::{self, OpenBase};
 use crate::identity::CleanStop;
 use crate::platform::{CrashPlan, Production};
 use crate::record::{VolumeDirectory, VolumeRecord};

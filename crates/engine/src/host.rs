@@ -123,8 +123,8 @@ impl<P: Platform> Export for HostSession<P> {
         self.volume.base.flush().await.map_err(host_error)
     }
 
-    async fn prefetch(&self, _range: ByteRange) -> Result<(), ExportError> {
-        // The base's own cache decides; a hint that it could use would have to be part of the device's contract.
+    async fn prefetch(&self, range: ByteRange) -> Result<(), ExportError> {
+        self.volume.base.prefetch(range).await;
         Ok(())
     }
 

@@ -144,7 +144,10 @@ impl<P: Platform> Export for View<P> {
         Ok(())
     }
 
-    async fn prefetch(&self, _range: ByteRange) -> Result<(), ExportError> {
+    async fn prefetch(&self, range: ByteRange) -> Result<(), ExportError> {
+        // Most of a view is the base's. Originals were written lately and are cached as it is.
+        self.check(range)?;
+        self.volume.base.prefetch(range).await;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 //! # Invariants
 //! 1. INV-2: an original and its locator are saved before the update is visible on the base.
 //! 2. INV-10: what a snapshot suffers never becomes the host's error; the two have different types.
-//! 3. Locks, outermost first: volume, snapshots, a shard of the index, space of the cache. None is held over an `await`.
+//! 3. Locks, outermost first: volume, a shard of the index, snapshots, a released set, space of the cache. None is held over an `await`.
 //!
 //! What may happen together, and what makes it safe:
 //!

@@ -33,7 +33,7 @@ use crate::contexts::Descriptor;
 use crate::error::{End, Error, Violation};
 use crate::execute::execute;
 use crate::inbox::Inbox;
-use crate::outbox::{Outbox, Sender};
+use crate::outbox::{Charge, Outbox, Sender};
 use crate::reply;
 use crate::request::{Command, Header, Refusal, Terms, check};
 use crate::slots::Slots;
@@ -43,7 +43,7 @@ use crate::stop::Stopped;
 /// after it is not copied.
 const LARGE: u32 = 64 << 10;
 /// Turns of the two directions before other tasks of the thread get theirs.
-const TURNS: usize = 16;
+const TURNS: usize = 4;
 
 /// One client's use of one export.
 pub(crate) struct Connection<S> {
@@ -169,14 +169,15 @@ impl<S: Export> Connection<S> {
                 match check(&header, &self.terms) {
                     Ok(Command::Disconnect) => return Ok(End::Disconnected),
                     Ok(command) => {
-                        self.charge(command.cost()).await;
+                        let charge = self.charge(command.cost()).await;
                         let payload = self.payload(&mut inbox, header.payload()).await?;
+                        charge.start();
                         start(&header, command, payload).await;
                     }
                     Err(refusal) => {
                         let payload = u64::from(header.payload());
                         inbox.discard(&self.stream, payload).await.map_err(Error::receive)?;
-                        self.charge(0).await;
+                        self.charge(0).await.start();
                         self.refuse(header.cookie, 0, refusal);
                     }
                 }
@@ -192,10 +193,10 @@ impl<S: Export> Connection<S> {
     }
 
     /// Waits until the budget admits a request, and charges it.
-    async fn charge(&self, cost: usize) {
+    async fn charge(&self, cost: usize) -> Charge<'_> {
         let budget = &self.outbox.budget;
         poll_fn(|_| if budget.admits(cost) { Poll::Ready(()) } else { Poll::Pending }).await;
-        budget.charge(cost);
+        budget.charge(cost)
     }
 
     async fn payload(&self, inbox: &mut Inbox, len: u32) -> Result<Option<Buffer>, Error> {

@@ -36,9 +36,11 @@ impl Budget {
         requests == 0 || (requests < self.most_requests && cost <= self.most_bytes.saturating_sub(self.bytes.get()))
     }
 
-    pub(crate) fn charge(&self, cost: usize) {
+    /// Charges a request of `cost` bytes. It is released by its reply, or with the value returned here if it never starts.
+    pub(crate) fn charge(&self, cost: usize) -> Charge<'_> {
         self.requests.set(self.requests.get() + 1);
         self.bytes.set(self.bytes.get() + cost);
+        Charge { budget: self, load: Load { requests: 1, bytes: cost } }
     }
 
     fn release(&self, load: Load) {
@@ -49,6 +51,26 @@ impl Budget {
     /// Whether nothing is in flight.
     pub(crate) fn is_idle(&self) -> bool {
         self.requests.get() == 0
+    }
+}
+
+/// A request that was charged and has not started.
+#[must_use = "dropping it releases the request"]
+pub(crate) struct Charge<'a> {
+    budget: &'a Budget,
+    load: Load,
+}
+
+impl Charge<'_> {
+    /// From here on the request's reply releases it.
+    pub(crate) fn start(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Charge<'_> {
+    fn drop(&mut self) {
+        self.budget.release(self.load);
     }
 }
 
@@ -156,5 +178,38 @@ impl Sender {
             outbox.close();
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_bounds_requests_and_bytes() {
+        let budget = Budget::new(3, 100);
+        assert!(budget.admits(1000), "a lone request always may start");
+        budget.charge(60).start();
+        assert!(budget.admits(40) && !budget.admits(41));
+        let second = budget.charge(10);
+        budget.charge(0).start();
+        assert!(!budget.admits(0), "three are in flight");
+        drop(second);
+        assert!(budget.admits(40) && !budget.admits(41));
+        budget.release(Load { requests: 2, bytes: 60 });
+        assert!(budget.is_idle() && budget.admits(1000));
+    }
+
+    #[test]
+    fn a_closed_outbox_releases_what_comes_and_what_waits() {
+        let outbox = Outbox::new(Budget::new(8, 100));
+        outbox.budget.charge(5).start();
+        outbox.budget.charge(6).start();
+        outbox.push(5, |head| head.push(1), Some(Buffer::copy_of(b"x")));
+        assert!(!outbox.is_empty());
+        outbox.close();
+        assert!(outbox.is_empty() && !outbox.budget.is_idle());
+        outbox.push(6, |head| head.push(2), None);
+        assert!(outbox.is_empty() && outbox.budget.is_idle());
     }
 }

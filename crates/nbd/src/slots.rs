@@ -46,3 +46,45 @@ impl<F: Future<Output = ()> + 'static> Slots<F> {
 fn poll<F: Future<Output = ()>>(slot: &mut Slot<F>, cx: &mut Context<'_>) -> Poll<()> {
     slot.as_mut().as_pin_mut().expect("a slot in use holds a future").poll(cx)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tzero_io::{Backend, Notify, Runtime};
+
+    use super::*;
+
+    #[test]
+    fn only_what_waits_becomes_a_task_and_slots_are_used_again() {
+        let runtime = Runtime::new(Backend::Auto).expect("a runtime");
+        runtime.block_on(async {
+            let (open, done, gate) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)), Rc::new(Notify::default()));
+            let slots = Slots::new();
+            let request = |waits: bool| {
+                let (open, done, gate) = (Rc::clone(&open), Rc::clone(&done), Rc::clone(&gate));
+                async move {
+                    while waits && !open.get() {
+                        gate.listen().await;
+                    }
+                    done.set(done.get() + 1);
+                }
+            };
+            for ready in 1..=10 {
+                slots.start(request(false)).await;
+                assert_eq!((done.get(), slots.0.borrow().len()), (ready, 1));
+            }
+            for _ in 0..3 {
+                slots.start(request(true)).await;
+            }
+            assert_eq!((done.get(), slots.0.borrow().len()), (10, 0));
+            open.set(true);
+            gate.notify_all();
+            while done.get() < 13 {
+                tzero_io::spawn(async {}).await;
+            }
+            slots.start(request(false)).await;
+            assert_eq!((done.get(), slots.0.borrow().len()), (14, 3));
+        });
+    }
+}

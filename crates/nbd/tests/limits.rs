@@ -4,13 +4,14 @@ mod support;
 
 use std::cell::RefCell;
 use std::io::{ErrorKind, Write};
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use support::client::{Client, request};
 use support::{Harness, SIZE, eventually, pattern};
 use tzero_block::ByteRange;
-use tzero_nbd::{End, Error, Limits};
+use tzero_nbd::{End, Error, Limits, Violation};
 
 const READ: u16 = 0;
 const WRITE: u16 = 1;
@@ -184,10 +185,29 @@ fn the_end_does_not_wait_for_ever() {
     for _ in 0..5 {
         assert_eq!(harness.outcome().expect("nothing wrong"), End::Stopped);
     }
-    assert!(start.elapsed() < 10 * grace, "it took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "it took {:?}", start.elapsed());
     for client in [&mut greeting, &mut idle, &mut stalled, &mut hung] {
         client.assert_closed();
     }
+}
+
+#[test]
+fn nobody_waits_for_a_payload_that_does_not_come() {
+    let harness = Harness::new();
+    let start = Instant::now();
+    for cut in [true, false] {
+        let mut stalled = connected(&harness);
+        stalled.send(&[request(0, WRITE, 1, 0, SIZE as u32), vec![9; 100]].concat());
+        if cut {
+            stalled.stream.shutdown(Shutdown::Write).expect("still open");
+            assert!(matches!(harness.outcome(), Err(Error::Violation(Violation::Truncated))));
+        } else {
+            harness.server.shut_down();
+            assert_eq!(harness.outcome().expect("nothing wrong"), End::Stopped);
+        }
+        stalled.assert_closed();
+    }
+    assert!(start.elapsed() < Limits::default().grace, "it took {:?}", start.elapsed());
 }
 
 /// Sends bytes after a sound start, closes, and waits for the end.

@@ -7,6 +7,7 @@ use std::net::Shutdown;
 use support::client::{BLOCK_STATUS, Chunk, Client, ERROR, OFFSET_DATA, OFFSET_HOLE, request};
 use support::{Harness, SIZE, eventually, pattern};
 use tzero_block::{Action, ByteRange, Injected, Zeroes};
+use tzero_io::Backend;
 use tzero_nbd::{End, Error, Limits, Violation};
 
 const READ: u16 = 0;
@@ -262,8 +263,13 @@ fn replies_go_out_as_requests_complete() {
 
 #[test]
 fn a_burst_of_requests_in_one_send() {
-    let harness = Harness::new();
-    let mut client = simple(&harness);
+    for backend in [Backend::Auto, Backend::Threads] {
+        burst(&Harness::over(pattern(SIZE), Limits::default(), backend));
+    }
+}
+
+fn burst(harness: &Harness) {
+    let mut client = simple(harness);
     let mut bytes = Vec::new();
     let mut model = pattern(SIZE);
     for index in 0..500_u64 {

@@ -14,7 +14,7 @@ use crate::mover;
 use crate::oracle::{ChangeId, Kind, Outcome, attributed};
 use crate::plan::{Actor, FaultOp, Op, OpId};
 use crate::platform::SimPlatform;
-use crate::races::Doing;
+use crate::races::{Doing, Race};
 use crate::scene::{Daemon, Scene};
 use crate::snapshots;
 use crate::storage::StorageFault;
@@ -93,9 +93,6 @@ impl Client {
                 mover::backup(scene, &who, chunk, batch, dies_after, keep).await;
             }
             Op::Outboard { chunk, pause_ns } => mover::outboard(scene, &who, chunk, pause_ns).await,
-            Op::SweepBroken => {
-                scene.call("sweep", |volume| async move { volume.sweep_broken().await }).await;
-            }
             Op::Fault(fault) => self.arm(fault),
             Op::Pause { ns } => sleep(ns).await,
         }
@@ -123,12 +120,15 @@ impl Client {
             let failed = |action| scene.base.failures(action);
             failed(Action::Write) + failed(Action::WriteZeroes) + failed(Action::Discard)
         };
+        if kind == Kind::Zeroes && !scene.standing(|_| true).is_empty() {
+            scene.races.reach(Race::ZeroesOverSnapshot);
+        }
         let (before, doing) = (failures(), scene.races.begin(Doing::Change(range)));
-        scene.busy.set(scene.busy.get() + 1);
+        daemon.busy.set(daemon.busy.get() + 1);
         let result = scene.call_on(&daemon, who, attributed(id, request(session, id, kind, range, zeroes, scene))).await;
         drop(doing);
         let Some(result) = result else { return };
-        scene.busy.set(scene.busy.get().saturating_sub(1));
+        daemon.busy.set(daemon.busy.get() - 1);
         scene.announce();
         match result {
             Ok(()) => scene.oracle.finished(id, Outcome::Done),

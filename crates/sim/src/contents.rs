@@ -63,7 +63,7 @@ impl Cells {
 }
 
 fn first_word(version: Version, index: usize) -> u64 {
-    u64::from(version.0) << 32 | index as u64 & 0xFFFF_FFFF
+    u64::from(version.0) | (index as u64) << 32
 }
 
 fn words(version: Version, index: usize) -> impl Iterator<Item = [u8; 8]> {
@@ -91,7 +91,7 @@ pub fn describe(index: usize, bytes: &[u8]) -> String {
     let Some(first) = bytes.first_chunk::<8>().map(|word| u64::from_le_bytes(*word)) else {
         return format!("{bytes:02x?}");
     };
-    let (version, place) = (Version((first >> 32) as u32), first as u32 as usize);
+    let (version, place) = (Version(first as u32), (first >> 32) as usize);
     if holds(version, place, bytes) && place == index {
         return format!("write {}", version.0);
     }

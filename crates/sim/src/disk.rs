@@ -26,6 +26,7 @@ use tzero_io::Buffer;
 
 use crate::executor::{Crash, Process, after, is_dead, moment, note, record};
 use crate::random::{Random, mix};
+use crate::story::happens;
 
 mod request;
 
@@ -197,9 +198,9 @@ impl Disk {
         }
     }
 
-    /// Requests of `process` that are in flight.
+    /// Requests of `process` that have not landed.
     pub fn in_flight(&self, process: Process) -> usize {
-        self.state().requests.values().filter(|request| request.process == process).count()
+        self.state().requests.values().filter(|request| request.process == process && !request.done).count()
     }
 
     fn progress(&self, id: u64) {
@@ -218,6 +219,10 @@ impl Disk {
         }
         record(mix(id) ^ request.range.start() ^ request.range.len() << 32);
         state.finish(&mut request);
+        happens(|| {
+            let (name, action, result) = (state.options.name, name_of(request.action()), request.result);
+            format!("{name}: {action} of {} by {:?}: {result:?}", request.range, request.process)
+        });
         let unseen = moment(request.process, Crash::Complete);
         let waker = request.waker.take();
         if !request.abandoned && !unseen {

@@ -422,6 +422,13 @@ pub fn note(what: &'static str, at: u64, len: u64) {
     }
 }
 
+/// The name of the running task.
+pub fn current_name() -> String {
+    let inner = current();
+    let tasks = inner.tasks.borrow();
+    inner.running.get().and_then(|id| tasks.get(&id)).map(|task| task.name.clone()).unwrap_or_default()
+}
+
 /// Calls `call` in `delay_ns` of virtual time or a little later.
 pub fn after(delay_ns: u64, call: impl FnOnce() + 'static) {
     let inner = current();

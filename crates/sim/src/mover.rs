@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use tzero_block::{Action, BlockDevice, ByteRange};
 use tzero_io::Buffer;
-use tzero_originals::{Entry, GrainIndex, OriginalsReader, Payload, SnapshotRef};
+use tzero_originals::{Entry, GrainIndex, OriginalsReader, Payload, ReconcileError, SnapshotRef};
 
 use crate::disk::DiskHandle;
 use crate::executor::{Process, die, fail, interleave, sleep, spawn_joined, yield_once};
@@ -26,30 +26,22 @@ pub struct Copy {
     pub known: Known,
     /// What its journal says: captured.
     pub captured: Vec<ByteRange>,
+    /// A mover is at work on it.
+    active: bool,
 }
 
 type Reader = OriginalsReader<WordsHandle, DiskHandle>;
 
 /// Begins a copy, or takes up an interrupted one.
 pub async fn backup(scene: &Rc<Scene>, who: &str, chunk: u64, batch: u64, dies_after: Option<u64>, keep: bool) {
-    let interrupted = scene.copies.borrow_mut().pop();
-    let copy = match interrupted {
-        Some(copy) if scene.oracle.standing(copy.known.number) == Standing::Live => {
-            scene.races.reach(Race::CopyResumed);
-            copy
-        }
-        _ => match snapshots::create(scene, who, !keep, true).await {
-            Some(known) => Copy { known, captured: Vec::new() },
-            None => return,
-        },
-    };
+    let Some(known) = take_up_or_begin(scene, who, keep).await else { return };
     let process = Process::start();
     let mover = Mover { scene: Rc::clone(scene), who: format!("{who}, mover"), process, dies_after };
-    let (number, id) = (copy.known.number, copy.known.id);
-    let known = copy.known.clone();
-    // The journal outlives the mover.
-    scene.copies.borrow_mut().push(copy);
+    let (number, id) = (known.number, known.id);
     let good = spawn_joined(process, mover.who.clone(), async move { mover.run(&known, chunk, batch).await }).await;
+    if let Some(copy) = scene.copies.borrow_mut().iter_mut().find(|copy| copy.known.number == number) {
+        copy.active = false;
+    }
     match good {
         Some(Some(true)) => {
             scene.races.reach(Race::CopyGood);
@@ -67,6 +59,19 @@ pub async fn backup(scene: &Rc<Scene>, who: &str, chunk: u64, batch: u64, dies_a
         Some(None) => {}
         None => scene.races.reach(Race::MoverKilled),
     }
+}
+
+/// The snapshot of a copy that is now this mover's.
+async fn take_up_or_begin(scene: &Rc<Scene>, who: &str, keep: bool) -> Option<Known> {
+    let standing = |copy: &&mut Copy| !copy.active && scene.oracle.standing(copy.known.number) == Standing::Live;
+    if let Some(copy) = scene.copies.borrow_mut().iter_mut().find(standing) {
+        copy.active = true;
+        scene.races.reach(Race::CopyResumed);
+        return Some(copy.known.clone());
+    }
+    let known = snapshots::create(scene, who, !keep, true).await?;
+    scene.copies.borrow_mut().push(Copy { known: known.clone(), captured: Vec::new(), active: true });
+    Some(known)
 }
 
 fn forget(scene: &Scene, number: u32) {
@@ -111,18 +116,21 @@ impl Mover {
                 // Another size of chunks was used before: what is left of the piece is copied grain by grain.
                 for grain in piece.pieces(u64::from(scene.plan.shape.grain)) {
                     if !journal.iter().any(|captured| captured.contains(grain)) {
-                        batched.extend(self.copy(&base, &mut reader, known, &snapshot, grain).await?);
+                        batched.push(self.copy(&base, &mut reader, known, &snapshot, grain).await?);
                     }
                 }
             } else {
-                batched.extend(self.copy(&base, &mut reader, known, &snapshot, piece).await?);
+                batched.push(self.copy(&base, &mut reader, known, &snapshot, piece).await?);
             }
             if batched.len() as u64 >= batch {
                 self.capture(known, std::mem::take(&mut batched)).await?;
             }
         }
         interleave(PLACE).await;
-        if reader.check(&snapshot).is_err() {
+        if let Err(error) = reader.check(&snapshot) {
+            if let ReconcileError::Broken(_) = error {
+                scene.oracle.state_seen(known.number, true);
+            }
             let reason = scene.may_refuse(known, ByteRange::new(0, 1), scene.cache.failures(Action::Read));
             if !reason {
                 fail(format!("{}: snapshot {} does not stand at the end of its copy", self.who, known.number));
@@ -172,6 +180,9 @@ impl Mover {
         let reconciled = reader.reconcile(snapshot, piece.start(), &mut bytes).await;
         drop(doing);
         if let Err(error) = reconciled {
+            if let ReconcileError::Broken(_) = error {
+                scene.oracle.state_seen(known.number, true);
+            }
             if !scene.may_refuse(known, piece, cache_failures) {
                 fail(format!("{}: {piece} of snapshot {}: {error}", self.who, known.number));
             }

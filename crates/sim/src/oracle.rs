@@ -30,6 +30,7 @@ use tzero_block::ByteRange;
 
 use crate::contents::{Cells, Version, describe, holds};
 use crate::executor::fail;
+use crate::story::happens;
 
 mod history;
 mod snapshots;
@@ -145,6 +146,7 @@ impl Oracle {
             fail(format!("epoch went back: change {} was admitted in {epoch} after one in {}", id.0, model.admitted_epoch));
         }
         model.admitted_epoch = epoch;
+        happens(|| format!("change {} is admitted in epoch {epoch}", id.0));
         let (now, change) = (model.now, &mut model.changes[id.0 as usize - 1]);
         if let Some(before) = change.admitted.replace(moment) {
             fail(format!("change {} was admitted twice, in epochs {} and {epoch}", id.0, before.epoch));
@@ -200,7 +202,7 @@ impl Oracle {
             let Some(seen) = seen(&candidates, index, cell) else {
                 return fail(model.complaint(who, index, cell, &candidates));
             };
-            if model.by_cell[index].is_settled_since(token.started) {
+            if model.by_cell[index].is_settled_since(token.started) && is_telling(cell) {
                 model.by_cell[index].pin(Pin { count, version: seen, at: now });
             }
         }
@@ -255,7 +257,9 @@ impl Oracle {
             let Some(seen) = seen(&candidates, index, cell) else {
                 return fail(model.complaint("the base at the end", index, cell, &candidates));
             };
-            model.by_cell[index].pin(Pin { count, version: seen, at: now });
+            if is_telling(cell) {
+                model.by_cell[index].pin(Pin { count, version: seen, at: now });
+            }
             if let Some(complaint) = model.hindsight(index, now) {
                 return fail(complaint);
             }
@@ -270,6 +274,11 @@ impl Oracle {
 
 fn seen(candidates: &[Version], index: usize, cell: &[u8]) -> Option<Version> {
     candidates.iter().copied().find(|version| holds(*version, index, cell))
+}
+
+/// Whether a cell is long enough for its bytes to be of one version only.
+fn is_telling(cell: &[u8]) -> bool {
+    cell.len() >= 4
 }
 
 impl Model {

@@ -127,8 +127,6 @@ pub enum Op {
         /// How long the originals wait to be copied.
         pause_ns: u64,
     },
-    /// Frees what broken snapshots hold.
-    SweepBroken,
     /// Arms a fault.
     Fault(FaultOp),
     /// Does nothing for a while.

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tzero_engine::{Event, Planted, Platform, Point};
 
 use crate::disk::DiskHandle;
-use crate::executor::{Crash, Process, interleave, is_dead, moment, now_ns};
+use crate::executor::{Crash, Process, current_name, interleave, is_dead, moment, now_ns};
 use crate::oracle::{Oracle, current_change};
 use crate::races::Races;
 use crate::random::mix;
 use crate::storage::StorageHandle;
+use crate::story::happens;
 
 /// Wall-clock time at the beginning of a simulation.
 const EPOCH_NS: u64 = 1_700_000_000_000_000_000;
@@ -55,6 +56,7 @@ impl Platform for SimPlatform {
         if moment(self.process, Crash::Point) {
             return pending().await;
         }
+        happens(|| format!("{} {point:?}", current_name()));
         match point {
             Point::Claimed => self.races.saving(true),
             Point::Bit => self.races.saving(false),
@@ -71,6 +73,7 @@ impl Platform for SimPlatform {
         if is_dead(self.process) {
             return;
         }
+        happens(|| format!("{} {event:?}", current_name()));
         if let Event::Admitted { tag } = event
             && let Some(change) = current_change()
         {

@@ -39,6 +39,8 @@ pub struct Daemon {
     pub process: Process,
     /// What it serves.
     pub volume: Arc<SimVolume>,
+    /// Changes of clients that it has not answered: it is not stopped while there are any.
+    pub busy: Rc<Cell<usize>>,
 }
 
 /// A snapshot, as clients know it.
@@ -72,12 +74,12 @@ pub struct Scene {
     pub directory: Directory,
     /// Interrupted copies.
     pub copies: RefCell<Vec<Copy>>,
-    /// The daemon must not be stopped while this is not zero: changes of clients are in it.
-    pub busy: Cell<usize>,
     /// Operations that were finished.
     pub ops_done: Cell<u64>,
     /// The daemon takes nothing new.
     pub stopping: Cell<bool>,
+    /// The last daemon was stopped cleanly, not killed.
+    pub stopped: Cell<bool>,
     /// Number of the running boot.
     pub boot: Cell<u8>,
     planted: Option<Planted>,
@@ -110,9 +112,9 @@ impl Scene {
             cache,
             directory: Directory::new(plan.run_seed),
             copies: RefCell::default(),
-            busy: Cell::new(0),
             ops_done: Cell::new(0),
             stopping: Cell::new(false),
+            stopped: Cell::new(false),
             boot: Cell::new(1),
             planted,
             ids: Arc::new(AtomicU64::new(1)),
@@ -320,7 +322,7 @@ impl Scene {
         }
         self.power_lost.set(false);
         self.oracle.recovered(&found);
-        *self.daemon.borrow_mut() = Some(Daemon { process, volume });
+        *self.daemon.borrow_mut() = Some(Daemon { process, volume, busy: Rc::default() });
         self.count_standing();
         self.announce();
     }
@@ -329,7 +331,6 @@ impl Scene {
     pub fn down(&self) {
         let daemon = self.daemon.borrow_mut().take();
         drop(daemon);
-        self.busy.set(0);
         self.stopping.set(false);
         self.announce();
     }

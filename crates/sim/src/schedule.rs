@@ -7,7 +7,7 @@ use tzero_block::ByteRange;
 use tzero_engine::{Planted, SnapshotState};
 
 use crate::clients;
-use crate::executor::{Executor, Process, Ran, Stuck, die, draw, fail, note, sleep, spawn};
+use crate::executor::{Executor, Process, Ran, Stuck, die, draw, fail, is_dead, note, sleep, spawn};
 use crate::plan::{End, Plan};
 use crate::quiet::Quiet;
 use crate::races::Race;
@@ -100,14 +100,14 @@ impl<'a, E: Iterator<Item = (End, &'a bool)>> Lives<'a, E> {
         executor.reap(process);
         let Some((_, end)) = self.process.take_if(|(daemon, _)| *daemon == process) else { return Ok(()) };
         let scene = self.scene;
-        match end {
-            Some((End::Stop { reboot, .. }, _)) => {
-                scene.races.reach(Race::CleanStop);
-                if reboot {
-                    scene.boot.set(scene.boot.get() + 1);
-                }
+        let clean = scene.stopped.take();
+        if clean {
+            scene.races.reach(Race::CleanStop);
+            if matches!(end, Some((End::Stop { reboot: true, .. }, _))) {
+                scene.boot.set(scene.boot.get() + 1);
             }
-            _ => scene.races.crash(),
+        } else {
+            scene.races.crash();
         }
         scene.down();
         // Movers and requests in flight outlive the daemon for a while.
@@ -116,7 +116,7 @@ impl<'a, E: Iterator<Item = (End, &'a bool)>> Lives<'a, E> {
         scene.base.settle();
         scene.cache.settle();
         scene.oracle.crashed();
-        if end.is_some_and(|(end, power_lost)| matches!(end, End::Kill(_)) && power_lost) {
+        if !clean && end.is_some_and(|(_, power_lost)| power_lost) {
             scene.lose_power();
         }
         self.begin();
@@ -144,7 +144,7 @@ async fn stop(scene: &Rc<Scene>, process: Process) {
     scene.stopping.set(true);
     loop {
         let news = scene.listen();
-        if scene.busy.get() == 0 {
+        if daemon.busy.get() == 0 {
             break;
         }
         note("the last changes before the stop", 0, 0);
@@ -155,8 +155,10 @@ async fn stop(scene: &Rc<Scene>, process: Process) {
         if let Err(error) = daemon.volume.close().await {
             fail(format!("the volume cannot be closed: {error}"));
         }
-        drop(closing);
-        die(process);
+        if !is_dead(process) {
+            closing.stopped.set(true);
+            die(process);
+        }
     });
 }
 

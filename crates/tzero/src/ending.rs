@@ -47,24 +47,13 @@ impl From<ClientError> for Ending {
 
 impl From<tzero_copy::Error> for Ending {
     fn from(error: tzero_copy::Error) -> Self {
-        Self { exit: exit_of(error.exit()), sentence: error.to_string() }
+        Self { exit: error.exit(), sentence: error.to_string() }
     }
 }
 
 impl From<tzero_daemon::ServeError> for Ending {
     fn from(error: tzero_daemon::ServeError) -> Self {
         Self { exit: error.exit(), sentence: error.to_string() }
-    }
-}
-
-/// The same word of the crate that makes copies.
-pub(crate) fn exit_of(exit: tzero_copy::Exit) -> Exit {
-    match exit {
-        tzero_copy::Exit::AsAsked => Exit::AsAsked,
-        tzero_copy::Exit::Failed => Exit::Failed,
-        tzero_copy::Exit::Usage => Exit::Usage,
-        tzero_copy::Exit::NotAsAsked => Exit::NotAsAsked,
-        tzero_copy::Exit::Incomplete => Exit::Incomplete,
     }
 }
 

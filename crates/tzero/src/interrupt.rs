@@ -1,4 +1,6 @@
 //! Ctrl-C: once to stop in good order, twice to stop at once.
+//!
+//! What has things to clear away stops in good order only.
 
 use std::io;
 use std::sync::Arc;
@@ -12,11 +14,22 @@ use crate::ending::Ending;
 
 /// A flag that the first signal sets; the second one ends the process as incomplete.
 pub(crate) fn flag() -> Result<Arc<AtomicBool>, Ending> {
+    watch(true)
+}
+
+/// A flag that every signal sets.
+pub(crate) fn patient_flag() -> Result<Arc<AtomicBool>, Ending> {
+    watch(false)
+}
+
+fn watch(twice_ends: bool) -> Result<Arc<AtomicBool>, Ending> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let register = || -> io::Result<()> {
         for signal in [SIGINT, SIGTERM, SIGHUP] {
-            // In this order: the shutdown looks at the flag as the signal before has left it.
-            flag::register_conditional_shutdown(signal, Exit::Incomplete.code().into(), Arc::clone(&interrupted))?;
+            if twice_ends {
+                // First, so that it looks at the flag as the signal before has left it.
+                flag::register_conditional_shutdown(signal, Exit::Incomplete.code().into(), Arc::clone(&interrupted))?;
+            }
             flag::register(signal, Arc::clone(&interrupted))?;
         }
         Ok(())

@@ -18,7 +18,7 @@ pub(super) fn sizes(repository: &Repository) -> Findings {
 pub(super) fn module_docs(repository: &Repository) -> Findings {
     repository
         .rust()
-        .filter(|text| !text.content.starts_with("//!"))
+        .filter(|text| !text.path.ends_with("/tests.rs") && !text.content.starts_with("//!"))
         .map(|text| format!("{}: does not begin with `//!` and what the module is for", text.path))
         .collect()
 }
@@ -31,10 +31,21 @@ pub(super) fn unfinished(repository: &Repository) -> Findings {
     lines(repository, |_, line| marks.iter().find(|mark| line.contains(mark.as_str())).cloned())
 }
 
-/// Waiting is for a condition, never for a time. The runtime's own timers are the one exception.
+/// A test waits for a condition, never for a time.
 pub(super) fn sleeps(repository: &Repository) -> Findings {
     let mark = ["thread::", "sleep("].concat();
-    lines(repository, |text, line| (!text.path.starts_with("crates/io/") && line.contains(&mark)).then(|| mark.clone()))
+    let mut findings = Findings::new();
+    for text in repository.rust() {
+        let dirs = text.path.split('/').any(|part| part == "tests" || part == "tests.rs");
+        let mut tests = dirs;
+        for (number, line) in text.lines() {
+            tests |= line.trim() == "#[cfg(test)]";
+            if tests && line.contains(&mark) {
+                findings.push(format!("{}:{number}: {mark}", text.path));
+            }
+        }
+    }
+    findings
 }
 
 /// The lint denies unsafe code everywhere; only the I/O adapter may lift it.
@@ -74,7 +85,12 @@ fn declared(repository: &Repository, path: &str) -> bool {
         (file.trim_end_matches(".rs").to_owned(), parents_of(dir))
     };
     let declaration = format!("mod {module};");
-    parents.iter().filter_map(|parent| repository.get(parent)).any(|text| {
+    // Integration tests of a package share modules: any of them may be the parent.
+    let beside = |text: &&Text| {
+        let above = text.path.rsplit_once('/').map_or("", |(dir, _)| dir);
+        parents.contains(&text.path) || (above.ends_with("/tests") && parents.contains(&format!("{above}/mod.rs")))
+    };
+    repository.rust().filter(beside).any(|text| {
         text.content.lines().any(|line| {
             let line = line.trim_start();
             line == declaration
@@ -119,10 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn a_sleep_is_found_outside_the_adapter() {
-        let line = format!("//! S.\nstd::{}one);\n", ["thread::", "sleep("].concat());
-        let repository = repository(&[("crates/io/src/lib.rs", &line), ("crates/a/src/lib.rs", &line)]);
-        assert_eq!(sleeps(&repository).len(), 1);
-        assert!(sleeps(&repository)[0].starts_with("crates/a/src/lib.rs:2"));
+    fn a_sleep_is_found_in_tests() {
+        let sleep = format!("std::{}one);", ["thread::", "sleep("].concat());
+        let inline = format!("//! A.\n{sleep}\n#[cfg(test)]\nmod tests {{\n{sleep}\n}}\n");
+        let repository = repository(&[("crates/a/src/lib.rs", &inline), ("tests/src/lib.rs", &sleep)]);
+        let found = sleeps(&repository);
+        assert_eq!(found.len(), 2);
+        assert!(found[0].starts_with("crates/a/src/lib.rs:5") && found[1].starts_with("tests/src/lib.rs:1"));
     }
 }

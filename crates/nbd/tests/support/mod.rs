@@ -39,13 +39,17 @@ impl Harness {
     }
 
     pub(crate) fn with(bytes: Vec<u8>, limits: Limits) -> Self {
+        Self::over(bytes, limits, Backend::Auto)
+    }
+
+    pub(crate) fn over(bytes: Vec<u8>, limits: Limits, backend: Backend) -> Self {
         let device = Arc::new(TestDevice::new(bytes));
         let exports = DeviceExports { device: Arc::clone(&device), minimum_block: 512 };
         let server = Arc::new(Server::new(exports, limits));
         let (stop, mut stopped) = channel();
         let (ready, handle) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let runtime = Runtime::new(Backend::Auto).expect("a runtime");
+            let runtime = Runtime::new(backend).expect("a runtime");
             ready.send(runtime.handle()).expect("the harness waits");
             runtime.block_on(stopped.recv());
         });

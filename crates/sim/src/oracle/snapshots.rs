@@ -5,7 +5,7 @@ use std::ops::Range;
 use tzero_block::ByteRange;
 
 use super::history::Pin;
-use super::{Model, Moment, Oracle, seen};
+use super::{Model, Moment, Oracle, is_telling, seen};
 use crate::contents::Version;
 use crate::executor::fail;
 
@@ -181,7 +181,9 @@ impl Oracle {
                 let who = format!("{who}: snapshot {number} after {count} changes");
                 return fail(model.complaint(&who, index, cell, &candidates));
             };
-            model.by_cell[index].pin(Pin { count, version: seen, at: now });
+            if is_telling(cell) {
+                model.by_cell[index].pin(Pin { count, version: seen, at: now });
+            }
         }
     }
 

@@ -164,7 +164,6 @@ impl Draw<'_> {
             0..45 => Op::Create { release: self.random.chance(25) },
             45..65 => Op::Delete { pick: self.random.word() },
             65..78 => Op::Release { pick: self.random.word(), range: self.range() },
-            78..82 => Op::SweepBroken,
             _ => self.pause(),
         }
     }

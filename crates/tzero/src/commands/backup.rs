@@ -9,7 +9,7 @@ use tzero_copy::{BackupOutcome, BackupRequest, BackupSource, Cancel, ModeAsked};
 
 use crate::cli::{Backup, Mode};
 use crate::destination::backup_destination;
-use crate::ending::{Ending, exit_of};
+use crate::ending::Ending;
 use crate::output::{Output, bytes, notice};
 use crate::progress::Progress;
 use crate::{absolute, interrupt};
@@ -40,7 +40,7 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
     drop(progress);
     let outcome = outcome?;
     report(&outcome, output);
-    Ok(exit_of(outcome.exit()))
+    Ok(outcome.exit())
 }
 
 fn report(outcome: &BackupOutcome, output: Output) {

@@ -1,11 +1,12 @@
 //! `tzero copy`.
 
+use serde::Serialize;
 use serde_json::json;
 use tzero_api::{Exit, Size, StatePaths};
 use tzero_copy::{Cancel, Catalogue, CopySummary, Listing};
 
 use crate::cli::Copy;
-use crate::ending::{Ending, exit_of};
+use crate::ending::Ending;
 use crate::output::{Output, bytes, notice};
 use crate::progress::Progress;
 use crate::{absolute, interrupt};
@@ -51,10 +52,10 @@ fn list(listing: &Listing, output: Output) {
         let missing = if copy.present { "" } else { " (missing)" };
         vec![
             copy.id.to_string(),
-            names(copy.volumes.iter()),
+            names(copy.volumes.iter().map(|volume| volume.name.as_str())),
             copy.t0.to_string(),
             Size(copy.size).to_string(),
-            copy.mode_used.to_string(),
+            word(&copy.mode_used),
             format!("{}{missing}", copy.image.display()),
         ]
     }));
@@ -65,8 +66,13 @@ fn list(listing: &Listing, output: Output) {
     output.result("copies", &listing.copies);
 }
 
-fn names(volumes: impl Iterator<Item = impl ToString>) -> String {
-    volumes.map(|volume| volume.to_string()).collect::<Vec<_>>().join(",")
+fn names<'a>(volumes: impl Iterator<Item = &'a str>) -> String {
+    volumes.collect::<Vec<_>>().join(",")
+}
+
+/// A mode by the word that the command line and the manifest have for it.
+fn word(mode: &impl Serialize) -> String {
+    serde_json::to_value(mode).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 fn show(copy: &CopySummary, output: Output) {
@@ -79,7 +85,7 @@ fn show(copy: &CopySummary, output: Output) {
     }
     output.line(format!("time zero   {}", copy.t0));
     output.line(format!("completed   {}", copy.completed));
-    output.line(format!("mode        {} (asked for {})", copy.mode_used, copy.mode_asked));
+    output.line(format!("mode        {} (asked for {})", word(&copy.mode_used), word(&copy.mode_asked)));
     if let Some(reason) = &copy.reason {
         output.line(format!("reason      {reason}"));
     }
@@ -103,5 +109,5 @@ fn verify(copy: &tzero_copy::Copy, output: Output) -> Result<Exit, Ending> {
         notice(&verification);
     }
     output.result("verification", &verification);
-    Ok(exit_of(verification.exit()))
+    Ok(verification.exit())
 }

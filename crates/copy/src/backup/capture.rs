@@ -1,0 +1,81 @@
+//! Telling the daemon what is safe, without waiting for it.
+
+use std::time::{Duration, Instant};
+
+use tzero_block::ByteRange;
+use tzero_io::{Task, blocking, spawn};
+
+use crate::error::DaemonFault;
+use crate::session::Session;
+
+/// A report goes out once this many bytes are safe,
+const BATCH: u64 = 32 << 20;
+/// or this long after the last.
+const PAUSE: Duration = Duration::from_millis(200);
+
+type Reported = (Session, Result<(), DaemonFault>);
+
+/// Collects captured ranges and reports them in batches, one report at a time.
+pub(crate) struct Captures {
+    idle: Option<Session>,
+    running: Option<Task<Reported>>,
+    waiting: Vec<ByteRange>,
+    bytes: u64,
+    last: Instant,
+}
+
+impl Captures {
+    pub(crate) fn new(session: Session) -> Self {
+        Self { idle: Some(session), running: None, waiting: Vec::new(), bytes: 0, last: Instant::now() }
+    }
+
+    /// The range is safe in the destination beyond this process's death, and recorded in the journal.
+    pub(crate) async fn add(&mut self, range: ByteRange) -> Result<(), DaemonFault> {
+        match self.waiting.last_mut() {
+            Some(last) if last.end() == range.start() => *last = ByteRange::between(last.start(), range.end()),
+            _ => self.waiting.push(range),
+        }
+        self.bytes += range.len();
+        if self.bytes < BATCH && self.last.elapsed() < PAUSE {
+            return Ok(());
+        }
+        self.report().await
+    }
+
+    async fn report(&mut self) -> Result<(), DaemonFault> {
+        let mut session = self.settle().await?;
+        let ranges = std::mem::take(&mut self.waiting);
+        self.bytes = 0;
+        self.last = Instant::now();
+        self.running = Some(spawn(blocking(move || {
+            let result = session.captured(&ranges);
+            (session, result)
+        })));
+        Ok(())
+    }
+
+    /// Waits until nothing is in flight.
+    async fn settle(&mut self) -> Result<Session, DaemonFault> {
+        if let Some(running) = self.running.take() {
+            let (session, result) = running.await;
+            self.idle = Some(session);
+            result?;
+        }
+        // A session is missing only after its report failed, and then nothing is reported any more.
+        self.idle.take().ok_or(DaemonFault::Silent)
+    }
+
+    /// Reports what is left and gives the session back.
+    pub(crate) async fn finish(mut self) -> Result<Session, DaemonFault> {
+        if !self.waiting.is_empty() {
+            self.report().await?;
+        }
+        self.settle().await
+    }
+
+    /// Gives the session back without reporting, if it is still good.
+    pub(crate) async fn abort(mut self) -> Option<Session> {
+        self.waiting.clear();
+        self.settle().await.ok()
+    }
+}

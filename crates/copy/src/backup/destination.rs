@@ -1,0 +1,177 @@
+//! What may be written to, and the files that a copy in the making has.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use tzero_api::mover::Request;
+use tzero_io::{blocking, is_zero, system};
+
+use crate::backup::{BackupRequest, BackupSource};
+use crate::error::{FileAction, Refusal, ResumeFault};
+use crate::journal::{Claim, Journal, JournalFault, JournalHeader, Left};
+use crate::placement::{Identity, lies_on};
+use crate::restore::open_device_for_writing;
+use crate::session::Session;
+use crate::site::Site;
+use crate::{Catalogue, Error, Event, Notice, Observer};
+
+/// How much of a device's start and end must be zero for it to be blank.
+const BLANK: u64 = 1 << 20;
+/// How many places between them are looked at.
+const BLANK_SAMPLES: u64 = 64;
+
+/// Refuses a destination on which something stands that the request does not allow to be replaced. Writes nothing.
+pub(crate) fn inspect(site: &Site, request: &BackupRequest, volume: Option<&str>) -> Result<(), Error> {
+    if request.replace {
+        return Ok(());
+    }
+    if site.device.is_none() && fs::symlink_metadata(&site.image).is_err() {
+        return Ok(());
+    }
+    match site.load() {
+        Ok(Some(manifest)) if volume.is_none_or(|volume| manifest.volume().name == volume) => {
+            Err(Error::refused(&site.image, Refusal::CompleteCopy))
+        }
+        Ok(None) if site.device.is_some() => Ok(()),
+        _ => Err(Error::refused(&site.image, Refusal::NoCopyOfIt)),
+    }
+}
+
+/// Refuses a destination that is or lies on the source, or that the source lies on.
+pub(crate) fn refuse_source(site: &Site, sources: &[Identity]) -> Result<(), Error> {
+    for source in sources {
+        if lies_on(&site.image, source).map_err(Error::file(FileAction::Open, &site.image))? {
+            return Err(Error::refused(&site.image, Refusal::IsSource));
+        }
+    }
+    Ok(())
+}
+
+/// Takes the right to write the destination.
+pub(crate) fn claim(site: &Site) -> Result<Claim, Error> {
+    match Claim::take(&site.journal) {
+        Ok(claim) => Ok(claim),
+        Err(JournalFault::Locked) => Err(Error::refused(&site.image, Refusal::Busy)),
+        Err(JournalFault::Io(source)) => Err(Error::file(FileAction::Create, &site.journal)(source)),
+    }
+}
+
+/// What an interrupted run left.
+pub(crate) fn load(claim: &Claim, site: &Site) -> Result<Option<Left>, Error> {
+    claim.load().map_err(Error::file(FileAction::Read, &site.journal))
+}
+
+/// The destination of a new copy, open and empty, and its journal.
+pub(crate) struct Opened {
+    pub(crate) file: File,
+    pub(crate) journal: Journal,
+}
+
+/// Makes the files of a new copy. What an unfinished one left is thrown away, its private snapshot included.
+///
+/// `header` is given the inode of the image.
+pub(crate) async fn create(
+    site: &Site,
+    claim: Claim,
+    request: &BackupRequest,
+    mut header: JournalHeader,
+    observer: Observer<'_>,
+) -> Result<Opened, Error> {
+    if let Some(left) = load(&claim, site)? {
+        discard_unfinished(&left, site, request, &header, observer).await?;
+    }
+    let size = header.volume.size;
+    let file = if site.device.is_some() {
+        let file = open_device_for_writing(&site.image, size)?;
+        if !request.replace && !is_blank(&file, size).map_err(Error::file(FileAction::Read, &site.image))? {
+            return Err(Error::refused(&site.image, Refusal::NotBlank));
+        }
+        undeclare(site, request)?;
+        file
+    } else {
+        site.discard_partial()?;
+        let file = site.create_partial(size)?;
+        header.inode = Some(file.metadata().map_err(Error::file(FileAction::Open, &site.partial))?.ino());
+        file
+    };
+    header.device = site.device.clone();
+    let journal = claim.start(header).map_err(Error::file(FileAction::Create, &site.journal))?;
+    Ok(Opened { file, journal })
+}
+
+/// The copy that a device holds is none from here on, durably.
+fn undeclare(site: &Site, request: &BackupRequest) -> Result<(), Error> {
+    if let Some(old) = site.load().ok().flatten() {
+        Catalogue::new(&request.state).forget(old.id)?;
+    }
+    crate::durable::remove(&site.manifest).map_err(Error::file(FileAction::Remove, &site.manifest))?;
+    site.discard_partial()
+}
+
+async fn discard_unfinished(
+    left: &Left,
+    site: &Site,
+    request: &BackupRequest,
+    new: &JournalHeader,
+    observer: Observer<'_>,
+) -> Result<(), Error> {
+    let old = &left.header;
+    if old.volume.id != new.volume.id && !request.replace {
+        return Err(Error::refused(&site.image, Refusal::OtherUnfinished));
+    }
+    if let (Some(snapshot), BackupSource::Volume { mover_socket, .. }) = (&old.snapshot, &request.source)
+        && snapshot.private
+    {
+        let resume = Request::Resume { volume: old.volume.name.clone(), snapshot_id: snapshot.id.clone() };
+        let socket = mover_socket.clone();
+        // The snapshot may be gone, and the volume too: then there is nothing to give up.
+        let _ = blocking(move || Session::open(&socket, &resume).and_then(|opened| opened.session.abandon())).await;
+    }
+    observer(&Event::Notice(Notice::Discarded { path: site.image.clone(), t0: old.t0 }));
+    Ok(())
+}
+
+/// Opens what an interrupted run was writing.
+pub(crate) fn reopen(site: &Site, header: &JournalHeader) -> Result<File, Error> {
+    let gone = || Error::Resume { path: site.image.clone(), fault: ResumeFault::ImageGone };
+    if let Some(device) = &header.device {
+        if site.device.as_ref().map(|site| &site.key) != Some(&device.key) {
+            return Err(gone());
+        }
+        return open_device_for_writing(&site.image, header.volume.size);
+    }
+    let file = match File::options().read(true).write(true).open(&site.partial) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone()),
+        other => other.map_err(Error::file(FileAction::Open, &site.partial))?,
+    };
+    let metadata = file.metadata().map_err(Error::file(FileAction::Open, &site.partial))?;
+    if Some(metadata.ino()) != header.inode || metadata.len() != header.volume.size {
+        return Err(gone());
+    }
+    Ok(file)
+}
+
+/// Whether a device looks as if it held nothing: its start, its end, and samples in between are zero.
+fn is_blank(device: &File, size: u64) -> io::Result<bool> {
+    let size = system::device_size(device)?.max(size);
+    let mut bytes = vec![0; BLANK.min(size) as usize];
+    device.read_exact_at(&mut bytes, 0)?;
+    if !is_zero(&bytes) {
+        return Ok(false);
+    }
+    let tail = size - bytes.len() as u64;
+    device.read_exact_at(&mut bytes, tail)?;
+    if !is_zero(&bytes) {
+        return Ok(false);
+    }
+    let sample = &mut bytes[..4096.min(size as usize)];
+    for index in 1..BLANK_SAMPLES {
+        let at = (size / BLANK_SAMPLES * index).min(size - sample.len() as u64);
+        device.read_exact_at(sample, at)?;
+        if !is_zero(sample) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

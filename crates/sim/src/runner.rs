@@ -1,0 +1,76 @@
+//! Running many schedules on a few threads.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use tzero_engine::Planted;
+
+use crate::plan::Plan;
+use crate::races::Race;
+use crate::random::mix;
+use crate::schedule::{self, Verdict, add};
+
+/// What many schedules have shown.
+#[derive(Clone, Debug, Default)]
+pub struct Total {
+    /// Schedules that were run.
+    pub schedules: u64,
+    /// Operations in them.
+    pub ops: u64,
+    /// Steps of the executor in them.
+    pub steps: u64,
+    /// Races reached.
+    pub races: BTreeMap<Race, u64>,
+    /// Seeds that failed, with what was wrong.
+    pub failures: Vec<(u64, String)>,
+}
+
+/// The seed of schedule `number` of a run.
+pub fn seed_of(run: u64, number: u64) -> u64 {
+    mix(run ^ mix(number))
+}
+
+/// Runs the schedule of a seed.
+pub fn run_seed(seed: u64, planted: Option<Planted>) -> Verdict {
+    schedule::run(&Plan::new(seed), planted)
+}
+
+/// Runs `count` schedules of the run `seed` on `threads` threads; stops after `most_failures`. `progress` is called now and then with how many are done.
+pub fn run_many(
+    seed: u64,
+    count: u64,
+    threads: usize,
+    most_failures: usize,
+    planted: Option<Planted>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Total {
+    let (next, enough, total) = (AtomicU64::new(0), AtomicBool::new(false), Mutex::new(Total::default()));
+    let work = || {
+        while !enough.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                break;
+            }
+            let schedule = seed_of(seed, number);
+            let verdict = run_seed(schedule, planted);
+            let mut total = total.lock().expect("no schedule panics while it is counted");
+            total.schedules += 1;
+            total.ops += verdict.ops;
+            total.steps += verdict.steps;
+            add(&mut total.races, &verdict.races);
+            total.failures.extend(verdict.failure.map(|failure| (schedule, failure)));
+            if total.failures.len() >= most_failures {
+                enough.store(true, Ordering::Relaxed);
+            }
+            progress(total.schedules);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    total.into_inner().expect("no schedule panics while it is counted")
+}
