@@ -132,9 +132,7 @@ impl History {
     fn identities(&self, what: &str, image: &[u8]) -> Vec<u64> {
         let units = image.chunks_exact(UNIT as usize).enumerate();
         units
-            .map(|(unit, bytes)| {
-                identify(unit as u64, bytes).unwrap_or_else(|stray| panic!("{what}: {stray:?}"))
-            })
+            .map(|(unit, bytes)| identify(unit as u64, bytes).unwrap_or_else(|stray| panic!("{what}: {stray:?}")))
             .collect()
     }
 
@@ -142,7 +140,8 @@ impl History {
     fn complete(&self, what: &str, writes: &BTreeMap<u64, Written>, held: &[u64], instant: Instant) -> u64 {
         let mut newest = 0;
         for (unit, write) in held.iter().enumerate().filter(|(_, write)| **write != 0) {
-            let written = writes.get(write).unwrap_or_else(|| panic!("{what}: unit {unit} holds unknown write {write}"));
+            let written =
+                writes.get(write).unwrap_or_else(|| panic!("{what}: unit {unit} holds unknown write {write}"));
             assert!(
                 (written.first..written.first + written.count).contains(&(unit as u64)),
                 "{what}: unit {unit} holds write {write}, which was never sent there"

@@ -234,9 +234,9 @@ impl Process {
     /// # Panics
     /// When it ends or its time runs out before.
     pub fn line(&self, wanted: impl Fn(&str) -> bool) -> String {
-        self.stdout
-            .find(Instant::now() + self.limit, wanted)
-            .unwrap_or_else(|| panic!("{} did not print the line that was waited for\n{}", self.line, self.transcript()))
+        self.stdout.find(Instant::now() + self.limit, wanted).unwrap_or_else(|| {
+            panic!("{} did not print the line that was waited for\n{}", self.line, self.transcript())
+        })
     }
 
     /// Waits for its end or for a condition, whichever comes first. The condition is looked at again and again.
@@ -283,12 +283,7 @@ impl Process {
         }
         self.stdout.join();
         self.stderr.join();
-        Finished {
-            line: self.line.clone(),
-            status,
-            stdout: self.stdout.text(),
-            stderr: self.stderr.text(),
-        }
+        Finished { line: self.line.clone(), status, stdout: self.stdout.text(), stderr: self.stderr.text() }
     }
 
     fn ended_within(&self, limit: Duration) -> bool {
@@ -381,11 +376,7 @@ impl Finished {
 
 impl std::fmt::Display for Finished {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "$ {}\n{}\n--- stdout\n{}--- stderr\n{}---",
-            self.line, self.status, self.stdout, self.stderr
-        )
+        write!(f, "$ {}\n{}\n--- stdout\n{}--- stderr\n{}---", self.line, self.status, self.stdout, self.stderr)
     }
 }
 

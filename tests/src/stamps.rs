@@ -36,7 +36,7 @@ pub fn stamp(first: u64, count: u64, write: u64) -> Vec<u8> {
 pub fn identify(unit: u64, bytes: &[u8]) -> Result<u64, Stray> {
     let word = |index: usize| u64::from_le_bytes(bytes[index * 8..][..8].try_into().expect("eight bytes"));
     let (write, found) = (word(0), word(1));
-    if bytes.iter().all(|byte| *byte == 0) && unit != 0 {
+    if bytes.iter().all(|byte| *byte == 0) {
         return Err(Stray::Zeroes { unit });
     }
     if found != unit {

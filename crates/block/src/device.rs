@@ -72,7 +72,7 @@ impl Geometry {
         let range = ByteRange::checked(offset, len)
             .filter(|range| range.end() <= self.size)
             .ok_or_else(|| Error::new(action, offset, len, Fault::OutOfRange))?;
-        if (offset | len) % u64::from(self.alignment) != 0 {
+        if !(offset | len).is_multiple_of(u64::from(self.alignment)) {
             return Err(Error::new(action, offset, len, Fault::Unaligned));
         }
         Ok(range)

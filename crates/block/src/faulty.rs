@@ -64,9 +64,9 @@ impl<D: BlockDevice> Faulty<D> {
 
     fn verdict(&self, action: Action, range: ByteRange) -> Option<Injected> {
         let mut rules = self.rules.lock().expect("nothing panics under this lock");
-        let rule = rules
-            .iter_mut()
-            .find(|rule| rule.action == action && rule.left > 0 && (action == Action::Flush || rule.range.overlaps(range)))?;
+        let rule = rules.iter_mut().find(|rule| {
+            rule.action == action && rule.left > 0 && (action == Action::Flush || rule.range.overlaps(range))
+        })?;
         if rule.after > 0 {
             rule.after -= 1;
             return None;

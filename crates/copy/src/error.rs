@@ -171,10 +171,13 @@ pub enum DaemonFault {
 }
 
 impl DaemonFault {
-    /// Whether the same session may be taken up again later.
+    /// Whether the same session may be taken up again later. A daemon that is stopping refuses too.
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::Lost(_) | Self::Silent)
-            || matches!(self, Self::Refused { code: FailureCode::Busy, .. })
+        match self {
+            Self::Unreachable(_) | Self::Lost(_) | Self::Silent => true,
+            Self::Refused { code, .. } => matches!(code, FailureCode::Busy | FailureCode::Failed),
+            Self::Protocol | Self::Files(_) | Self::Originals(_) => false,
+        }
     }
 }
 

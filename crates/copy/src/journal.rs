@@ -172,13 +172,18 @@ impl Claim {
         load(&self.file)
     }
 
-    /// Starts afresh: whatever was in it is gone.
-    pub(crate) fn start(self, header: JournalHeader) -> io::Result<Journal> {
+    /// Forgets whatever was in it.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        self.file.set_len(0)
+    }
+
+    /// Starts afresh: whatever was in it is gone. The journal shares the lock with `self`.
+    pub(crate) fn start(&self, header: JournalHeader) -> io::Result<Journal> {
         let text = serde_json::to_vec(&header).expect("a header has nothing that JSON cannot say");
         if text.len() > HEADER_LEN as usize - TEXT_AT || header.chunks() > MOST_CHUNKS {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        self.file.set_len(0)?;
+        self.clear()?;
         // Zeroes, not a hole: space for every record is taken here.
         let len = HEADER_LEN + header.chunks() * RECORD_LEN as u64;
         let zeroes = vec![0; 1 << 16];
@@ -198,7 +203,7 @@ impl Claim {
         self.file.write_all_at(&head, 0)?;
         self.file.sync_all()?;
         durable::sync_parent(&self.path)?;
-        Ok(Journal { file: self.file, path: self.path, header, next: HEADER_LEN })
+        Ok(Journal { file: self.file.try_clone()?, path: self.path.clone(), header, next: HEADER_LEN })
     }
 
     /// Goes on where the earlier run left off.

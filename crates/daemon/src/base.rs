@@ -4,18 +4,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tzero_io::{LockError, system};
 
+use crate::directory::linger;
 use crate::identity::BaseIdentity;
 
 /// Bases are made of whole sectors of this many bytes.
 const SECTOR: u64 = 512;
 /// How long requests that a killed daemon left in the kernel may hold the lock at start.
 const LINGER: Duration = Duration::from_secs(5);
-const LINGER_STEP: Duration = Duration::from_millis(20);
 
 /// A base, open for reading and writing, and locked.
 #[derive(Debug)]
@@ -82,7 +81,10 @@ pub(crate) fn open(path: &Path, direct: bool, patience: Patience) -> Result<Open
         size if size % SECTOR != 0 => return Err(BaseError::Unaligned { path: path.into(), size }),
         _ => {}
     }
-    lock(&file, path, patience)?;
+    lock(&file, patience).map_err(|error| match error {
+        LockError::Held => BaseError::Locked(path.into()),
+        LockError::Failed(source) => unopenable(source),
+    })?;
     Ok(OpenBase { file, identity })
 }
 
@@ -91,16 +93,9 @@ fn open_with(path: &Path, flags: i32) -> io::Result<File> {
 }
 
 /// Locks an open file, waiting for a killed daemon's last requests where told to.
-pub(crate) fn lock(file: &File, path: &Path, patience: Patience) -> Result<(), BaseError> {
-    let deadline = Instant::now() + if patience == Patience::Linger { LINGER } else { Duration::ZERO };
-    loop {
-        match tzero_io::lock_exclusive(file) {
-            Ok(()) => return Ok(()),
-            Err(LockError::Held) if Instant::now() < deadline => thread::sleep(LINGER_STEP),
-            Err(LockError::Held) => return Err(BaseError::Locked(path.into())),
-            Err(LockError::Failed(source)) => return Err(BaseError::Unopenable { path: path.into(), source }),
-        }
-    }
+pub(crate) fn lock(file: &File, patience: Patience) -> Result<(), LockError> {
+    let patience = if patience == Patience::Linger { LINGER } else { Duration::ZERO };
+    linger(patience, || tzero_io::lock_exclusive(file), |error| matches!(error, LockError::Held))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use axum::{Json, Router};
 use tokio::net::UnixListener;
 use tzero_api::control::{AddVolume, CreateSnapshot, Snapshot, Status};
 use tzero_api::{Code, Failure, Name, SnapshotPath, is_private, route};
-use tzero_engine::{SnapshotError, SnapshotKind};
+use tzero_engine::{SnapshotError, SnapshotInfo, SnapshotKind};
 
 use crate::daemon::Daemon;
 use crate::refusal::Refusal;
@@ -127,23 +127,23 @@ async fn create_snapshot(State(daemon): Shared, Parts(name): Parts<String>, body
         daemon.threads.run(move || async move { engine.create_snapshot(snapshot.as_str(), SnapshotKind::KEPT).await });
     let info = created.await.map_err(|_| Refusal::Stopping)?.map_err(|error| refuse(&path, error))?;
     tracing::info!(snapshot = %path, pause_us = info.pause_ns / 1000, "created");
-    described(volume.describe_snapshot(&info), path)
+    described(describe(&volume, info).await, path)
 }
 
 async fn snapshot(State(daemon): Shared, Parts(parts): Parts<(String, String)>) -> Answer<Snapshot> {
     let (volume, path) = find(&daemon, parts)?;
     let info = volume.snapshot(&path.snapshot)?;
-    let description = off_thread(move || volume.describe_snapshot(&info)).await;
-    described(description, path)
+    described(describe(&volume, info).await, path)
 }
 
 async fn delete_snapshot(State(daemon): Shared, Parts(parts): Parts<(String, String)>) -> Answer<Snapshot> {
     let (volume, path) = find(&daemon, parts)?;
     let _gate = open_gate(&volume)?;
     let info = volume.snapshot(&path.snapshot)?;
-    let description = volume.describe_snapshot(&info);
+    let id = info.id;
+    let description = describe(&volume, info).await;
     let engine = Arc::clone(&volume.serving()?.engine);
-    let deleted = daemon.threads.run(move || async move { engine.delete_snapshot(info.id).await });
+    let deleted = daemon.threads.run(move || async move { engine.delete_snapshot(id).await });
     deleted.await.map_err(|_| Refusal::Stopping)?.map_err(|error| refuse(&path, error))?;
     tracing::info!(snapshot = %path, "deleted");
     described(description, path)
@@ -179,6 +179,11 @@ fn open_gate(volume: &Volume) -> Result<tokio::sync::RwLockReadGuard<'_, ()>, Re
 
 fn described(description: Option<Snapshot>, path: SnapshotPath) -> Answer<Snapshot> {
     description.map(Json).ok_or(Refusal::NoSnapshot(path))
+}
+
+async fn describe(volume: &Arc<Volume>, info: SnapshotInfo) -> Option<Snapshot> {
+    let volume = Arc::clone(volume);
+    off_thread(move || volume.describe_snapshot(&info)).await
 }
 
 /// What the engine says of a snapshot, for the operator.

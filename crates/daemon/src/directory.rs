@@ -5,11 +5,18 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tzero_api::StatePaths;
 use tzero_io::LockError;
 
 const STICKY: u32 = 0o1000;
+/// Longest path of a unix socket in bytes, which the system fixes.
+const LONGEST_SOCKET: usize = 107;
+/// How long a killed daemon may hold its lock and its sockets.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_STEP: Duration = Duration::from_millis(20);
 
 /// The directory, locked for as long as this value lives.
 #[derive(Debug)]
@@ -40,6 +47,9 @@ pub enum StateError {
         /// That daemon's process, where it is known.
         pid: Option<u32>,
     },
+    /// No socket can have a path that long.
+    #[error("the path {} is longer than the {LONGEST_SOCKET} bytes that a socket's may have: choose a shorter one with --state", .0.display())]
+    TooLong(PathBuf),
     /// A socket's place is taken.
     #[error("{} is in use by another process or is no socket: stop that process, or listen elsewhere", .0.display())]
     SocketTaken(PathBuf),
@@ -60,10 +70,15 @@ impl StateDirectory {
         private_directory(root)?;
         let root = root.canonicalize().map_err(unusable(root))?;
         let paths = StatePaths::new(root);
+        let longest = paths.control_socket();
+        if longest.as_os_str().len() > LONGEST_SOCKET {
+            return Err(StateError::TooLong(longest));
+        }
         let lock = lock(&paths)?;
         private_directory(&paths.volumes())?;
         for socket in [paths.control_socket(), paths.mover_socket(), paths.nbd_socket()] {
-            remove_stale(&socket)?;
+            // With the lock held nobody serves them, even where a dead daemon's last requests still hold one open.
+            remove_socket(&socket)?;
         }
         Ok(Self { paths, _lock: lock })
     }
@@ -77,13 +92,18 @@ impl StateDirectory {
 pub(crate) fn private_directory(path: &Path) -> Result<(), StateError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable(path))?;
     let metadata = fs::metadata(path).map_err(unusable(path))?;
-    if metadata.mode() & STICKY != 0 {
+    // An empty one, such as a fresh mount, is nobody's yet.
+    if metadata.mode() & STICKY != 0 && !is_empty(path).map_err(unusable(path))? {
         return Err(StateError::Shared(path.into()));
     }
     if metadata.mode() & 0o077 != 0 {
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(unusable(path))?;
     }
     Ok(())
+}
+
+fn is_empty(path: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(path)?.next().is_none())
 }
 
 fn lock(paths: &StatePaths) -> Result<File, StateError> {
@@ -97,7 +117,7 @@ fn lock(paths: &StatePaths) -> Result<File, StateError> {
         .mode(0o600)
         .open(&path)
         .map_err(failed)?;
-    match tzero_io::lock_exclusive(&file) {
+    match linger(LINGER, || tzero_io::lock_exclusive(&file), |error| matches!(error, LockError::Held)) {
         Ok(()) => {}
         Err(LockError::Held) => {
             let mut holder = String::new();
@@ -113,14 +133,35 @@ fn lock(paths: &StatePaths) -> Result<File, StateError> {
 
 /// Removes a socket that nobody listens on.
 pub(crate) fn remove_stale(path: &Path) -> Result<(), StateError> {
+    let silent = || if UnixStream::connect(path).is_ok() { Err(StateError::SocketTaken(path.into())) } else { Ok(()) };
+    linger(LINGER, silent, |_| true)?;
+    remove_socket(path)
+}
+
+fn remove_socket(path: &Path) -> Result<(), StateError> {
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(unusable(path))?,
     };
-    if !metadata.file_type().is_socket() || UnixStream::connect(path).is_ok() {
+    if !metadata.file_type().is_socket() {
         return Err(StateError::SocketTaken(path.into()));
     }
     fs::remove_file(path).map_err(unusable(path))
+}
+
+/// Tries again for a while: what a killed daemon had open stays open until its last requests have left the kernel.
+pub(crate) fn linger<E>(
+    patience: Duration,
+    attempt: impl Fn() -> Result<(), E>,
+    may_pass: impl Fn(&E) -> bool,
+) -> Result<(), E> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match attempt() {
+            Err(error) if may_pass(&error) && Instant::now() < deadline => thread::sleep(LINGER_STEP),
+            other => return other,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -163,8 +204,20 @@ mod tests {
     #[test]
     fn a_shared_directory_is_refused() {
         let scratch = tempfile::tempdir().unwrap();
-        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        let shared = || fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        fs::write(scratch.path().join("theirs"), "").unwrap();
+        shared();
         assert!(matches!(StateDirectory::open(scratch.path()), Err(StateError::Shared(_))));
         assert_eq!(fs::metadata(scratch.path()).unwrap().mode() & 0o7777, 0o1777);
+        fs::remove_file(scratch.path().join("theirs")).unwrap();
+        StateDirectory::open(scratch.path()).unwrap();
+        assert_eq!(fs::metadata(scratch.path()).unwrap().mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn a_path_that_no_socket_can_have_is_refused() {
+        let scratch = tempfile::tempdir().unwrap();
+        let deep = scratch.path().join("d".repeat(LONGEST_SOCKET));
+        assert!(matches!(StateDirectory::open(&deep), Err(StateError::TooLong(_))));
     }
 }

@@ -29,6 +29,8 @@ pub(crate) enum Refusal {
     NoRoom,
     #[error("{} is the base of volume {volume} already: a base holds one volume", .base.display())]
     BaseTaken { base: PathBuf, volume: Name },
+    #[error("{} and the base {} of volume {volume} hold the same bytes: a base holds one volume", .base.display(), .other.display())]
+    BaseOverlaps { base: PathBuf, other: PathBuf, volume: Name },
     #[error("{0}")]
     Base(#[from] BaseError),
     #[error("the cache directory {} cannot be used: {source}", .path.display())]
@@ -70,7 +72,7 @@ impl Refusal {
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::NoVolume(_) | Self::NoSnapshot(_) => Code::Unknown,
-            Self::VolumeTaken(_) | Self::SnapshotTaken(_) | Self::BaseTaken { .. } => Code::Taken,
+            Self::VolumeTaken(_) | Self::SnapshotTaken(_) | Self::BaseTaken { .. } | Self::BaseOverlaps { .. } => Code::Taken,
             Self::Reserved(_) | Self::Grain(_) | Self::Relative(_) | Self::NoRoom | Self::Malformed(_) | Self::Name(_) => Code::Invalid,
             Self::HasSnapshots { .. }
             | Self::HasClients { .. }

@@ -24,7 +24,7 @@ use tzero_engine::{SnapshotInfo, SnapshotState, VolumeOptions};
 use tzero_io::{Directory, LockError, Sender, system};
 use tzero_originals::{Originals, SnapshotId};
 
-use crate::base::{self, OpenBase};
+use crate::base::{self, OpenBase, Patience};
 use crate::identity::CleanStop;
 use crate::platform::{CrashPlan, Production};
 use crate::record::{VolumeDirectory, VolumeRecord};
@@ -281,12 +281,10 @@ async fn open_engine(
     let unopenable = |source| base::BaseError::Unopenable { path: record.base.clone(), source };
     let device = base.file.try_clone().and_then(|file| FileDevice::from_file(file, record.direct)).map_err(unopenable)?;
     let no_cache = |source| Refusal::Cache { volume: volume(), path: cache_path.into(), source };
-    let cache_file = open_cache(cache_path, record.direct).map_err(no_cache)?;
-    match tzero_io::lock_exclusive(&cache_file) {
-        Ok(()) => {}
-        Err(LockError::Held) => return Err(Refusal::CacheLocked { volume: volume(), path: cache_path.into() }),
-        Err(LockError::Failed(source)) => return Err(no_cache(source)),
-    }
+    let cache_file = lock_cache(cache_path.into(), record.direct).await.map_err(|error| match error {
+        CacheFault::Locked => Refusal::CacheLocked { volume: volume(), path: cache_path.into() },
+        CacheFault::Io(source) => no_cache(source),
+    })?;
     let limit = record.cache_limit.unwrap_or(UNLIMITED);
     let cache = FileDevice::from_file(cache_file, record.direct).map_err(no_cache)?.growing_to(limit);
     let options = VolumeOptions {
@@ -328,6 +326,24 @@ fn maintain(threads: &DataThreads, engine: &Arc<Engine>) -> Sender<()> {
         .await;
     });
     sender
+}
+
+enum CacheFault {
+    Locked,
+    Io(io::Error),
+}
+
+/// Opens the original cache and locks it: requests of a killed daemon must not land in slots that this one uses again.
+async fn lock_cache(path: PathBuf, direct: bool) -> Result<File, CacheFault> {
+    let locked = tokio::task::spawn_blocking(move || {
+        let file = open_cache(&path, direct).map_err(CacheFault::Io)?;
+        match base::lock(&file, Patience::Linger) {
+            Ok(()) => Ok(file),
+            Err(LockError::Held) => Err(CacheFault::Locked),
+            Err(LockError::Failed(source)) => Err(CacheFault::Io(source)),
+        }
+    });
+    locked.await.expect("opening a cache does not panic")
 }
 
 /// The original cache's file: private, made where it is not there.

@@ -117,6 +117,7 @@ impl Volumes {
         self.refuse_registered(&request.base)?;
         let base = open_base(&request.base, request.direct, Patience::None).await?;
         self.check_placement(request, &base)?;
+        self.check_overlap(&request.base, &base)?;
         let record = record::new_record(hex(system::random_id()), request, declared);
         let directory = VolumeDirectory::new(&self.paths, &record.name);
         let made = match directory.create(&record) {
@@ -183,6 +184,20 @@ impl Volumes {
         }
         if lies_on(self.paths.root())? {
             return Err(Refusal::StateOnBase { path: self.paths.root().into(), base: request.base.clone() });
+        }
+        Ok(())
+    }
+
+    /// Two volumes on the same bytes, a file and a loop device over it, would know nothing of each other's changes.
+    fn check_overlap(&self, path: &Path, base: &OpenBase) -> Result<(), Refusal> {
+        for volume in self.all() {
+            let (Ok(serving), Some(record)) = (volume.serving(), &volume.record) else { continue };
+            let unreadable = |source| base::BaseError::Unopenable { path: path.into(), source };
+            let above = (self.lies_on)(path, &serving.base).map_err(unreadable)?;
+            if above || (self.lies_on)(&record.base, &base.file).map_err(unreadable)? {
+                let (base, other) = (path.into(), record.base.clone());
+                return Err(Refusal::BaseOverlaps { base, other, volume: volume.name.clone() });
+            }
         }
         Ok(())
     }

@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock, RwLock};
 use tzero_block::ByteRange;
 use tzero_io::Storage;
 use tzero_originals::{
-    Epoch, GrainIndex, MOST_SNAPSHOTS, NAME_BYTES, OriginalCache, Originals, RangeSet, Record, RecordState, ReleasedLog,
-    SnapshotId,
+    Epoch, GrainIndex, MOST_SNAPSHOTS, NAME_BYTES, OriginalCache, Originals, RangeSet, Record, RecordState,
+    ReleasedLog, SnapshotId,
 };
 
 use crate::platform::Platform;
@@ -125,11 +125,8 @@ impl<P: Platform> Volume<P> {
         if snapshot.originals == Originals::Keep {
             return Ok(());
         }
-        let mut ranges: Vec<_> = ranges
-            .iter()
-            .map(|range| self.grains.covered(*range))
-            .filter(|grains| !grains.is_empty())
-            .collect();
+        let mut ranges: Vec<_> =
+            ranges.iter().map(|range| self.grains.covered(*range)).filter(|grains| !grains.is_empty()).collect();
         ranges.sort_unstable_by_key(|grains| grains.start);
         for grains in ranges {
             let first = self.grains.range(GrainIndex(grains.start)).start();
@@ -197,11 +194,7 @@ impl<P: Platform> Volume<P> {
     ///
     /// # Errors
     /// When there is no such ended snapshot.
-    pub fn retained(
-        &self,
-        id: SnapshotId,
-        grain: GrainIndex,
-    ) -> Result<Option<tzero_originals::Entry>, SnapshotError> {
+    pub fn retained(&self, id: SnapshotId, grain: GrainIndex) -> Result<Option<tzero_originals::Entry>, SnapshotError> {
         let snapshot = self.snapshots.find(|snapshot| snapshot.id == id).ok_or(SnapshotError::Unknown)?;
         let end = *snapshot.end.get().filter(|_| snapshot.holds()).ok_or(SnapshotError::NotLive)?;
         let entry = self.originals.resolve(grain, snapshot.epoch).flatten();

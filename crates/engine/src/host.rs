@@ -12,9 +12,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tzero_block::{
-    BlockDevice, ByteRange, Error, Export, ExportError, ExportInfo, Extent, Fault, Zeroes,
-};
+use tzero_block::{BlockDevice, ByteRange, Error, Export, ExportError, ExportInfo, Extent, Fault, Zeroes};
 use tzero_io::Buffer;
 use tzero_originals::{Epoch, GrainIndex};
 
@@ -141,11 +139,8 @@ impl<P: Platform> Volume<P> {
     async fn holes(&self, range: ByteRange, tag: Epoch) -> BTreeSet<u64> {
         self.admission.landed(range, tag).await;
         let Ok(extents) = self.base.extents(range).await else { return BTreeSet::new() };
-        let holes: BTreeSet<u64> = extents
-            .iter()
-            .filter(|extent| extent.hole)
-            .flat_map(|extent| self.grains.covered(extent.range))
-            .collect();
+        let holes: BTreeSet<u64> =
+            extents.iter().filter(|extent| extent.hole).flat_map(|extent| self.grains.covered(extent.range)).collect();
         if !holes.is_empty() {
             self.platform.observe(Event::HoleLeft);
         }

@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use tzero_block::BlockDevice;
 use tzero_io::{Notify, Storage};
-use tzero_originals::{
-    BrokenReason, Epoch, Grains, ModifiedMap, OriginalCache, RangeSet, RecordState, SnapshotTable,
-};
+use tzero_originals::{BrokenReason, Epoch, Grains, ModifiedMap, OriginalCache, RangeSet, RecordState, SnapshotTable};
 
 use crate::admission::Admission;
 use crate::control::load_released;
@@ -89,8 +87,11 @@ impl<P: Platform> Volume<P> {
             claims: Mutex::new(BTreeSet::new()),
             broke: Notify::default(),
         });
-        let recovered =
-            Recovered { snapshots: volume.snapshots(), originals: volume.originals.usage().entries, damaged: damaged_count };
+        let recovered = Recovered {
+            snapshots: volume.snapshots(),
+            originals: volume.originals.usage().entries,
+            damaged: damaged_count,
+        };
         Ok((volume, recovered))
     }
 }

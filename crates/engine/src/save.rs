@@ -189,10 +189,11 @@ impl<P: Platform> Volume<P> {
                 payloads.push(Payload::Stored { offset: 0, checksum: crc32c::crc32c(bytes) });
             }
         }
-        let reservation = self.originals.reserve(run.len() as u64, stored.len() as u64).map_err(|error| match error {
-            CacheError::Full => BrokenReason::CacheFull,
-            CacheError::MapFull(_) => BrokenReason::MapFull,
-        })?;
+        let reservation =
+            self.originals.reserve(run.len() as u64, stored.len() as u64).map_err(|error| match error {
+                CacheError::Full => BrokenReason::CacheFull,
+                CacheError::MapFull(_) => BrokenReason::MapFull,
+            })?;
         self.platform.point(Point::Reserved).await;
         let late = self.platform.planted(Planted::PayloadAfterEntry);
         let writes = self.place(&reservation.slots, &stored, &mut payloads);
@@ -202,10 +203,7 @@ impl<P: Platform> Volume<P> {
         }
         self.platform.point(Point::Payload).await;
         let lines: Vec<_> = run.iter().copied().zip(payloads).collect();
-        let published = self
-            .originals
-            .publish(reservation, tag, &lines)
-            .map_err(|_| BrokenReason::SaveFailed)?;
+        let published = self.originals.publish(reservation, tag, &lines).map_err(|_| BrokenReason::SaveFailed)?;
         for ((grain, payload), (_, _, sequence)) in lines.iter().zip(&published) {
             let cache_offset = match payload {
                 Payload::Stored { offset, .. } => Some(*offset),
@@ -246,9 +244,11 @@ impl<P: Platform> Volume<P> {
         for write in writes {
             let buffer = Buffer::copy_of(&bytes[write.bytes.clone()]);
             let (_, result) = self.originals.store(write.slot, buffer).await;
-            result.map_err(|error| {
-                if error.is_no_space() { BrokenReason::CacheFull } else { BrokenReason::SaveFailed }
-            })?;
+            result.map_err(
+                |error| {
+                    if error.is_no_space() { BrokenReason::CacheFull } else { BrokenReason::SaveFailed }
+                },
+            )?;
         }
         Ok(())
     }

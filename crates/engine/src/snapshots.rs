@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use tzero_block::ByteRange;
 use tzero_originals::{
-    BrokenReason, Epoch, GrainIndex, Grains, Originals, RangeSet, Record, RecordState, Sequence, SnapshotId, SnapshotRef,
+    BrokenReason, Epoch, GrainIndex, Grains, Originals, RangeSet, Record, RecordState, Sequence, SnapshotId,
+    SnapshotRef,
 };
 
 /// A snapshot of a volume.

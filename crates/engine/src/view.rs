@@ -197,8 +197,15 @@ mod tests {
     use tzero_originals::{Entry, EntryState, Epoch, Sequence};
 
     fn original(offset: u64, payload: Payload) -> Overlay {
-        let entry =
-            Entry { unit: 0, offset, len: 512, tag: Epoch(1), sequence: Sequence(1), payload, state: EntryState::Unread };
+        let entry = Entry {
+            unit: 0,
+            offset,
+            len: 512,
+            tag: Epoch(1),
+            sequence: Sequence(1),
+            payload,
+            state: EntryState::Unread,
+        };
         Overlay::of(entry, 0, 4096).unwrap()
     }
 
@@ -209,8 +216,7 @@ mod tests {
             Extent { range: ByteRange::between(0, 1024), hole: false },
             Extent { range: ByteRange::between(1024, 4096), hole: true },
         ];
-        let originals =
-            [original(512, Payload::Zero), original(1536, Payload::Stored { offset: 0, checksum: 0 })];
+        let originals = [original(512, Payload::Zero), original(1536, Payload::Stored { offset: 0, checksum: 0 })];
         let merged: Vec<_> = merge(range, &base, &originals).iter().map(|e| (e.range.start(), e.hole)).collect();
         assert_eq!(merged, [(0, false), (512, true), (1536, false), (2048, true)]);
     }

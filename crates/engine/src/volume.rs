@@ -21,7 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Notify, Storage};
 use tzero_originals::{
-    Grains, MapError, Originals, OriginalCache, OriginalsUse, RecordState, ReleasedLog, SnapshotId, SnapshotTable, TableError,
+    Grains, MapError, OriginalCache, Originals, OriginalsUse, RecordState, ReleasedLog, SnapshotId, SnapshotTable,
+    TableError,
 };
 
 use crate::admission::Admission;
@@ -291,7 +292,9 @@ impl<P: Platform> Volume<P> {
             let after = before.filter(|(other, _)| *other == grain).map(|(_, tag)| tag);
             before = Some((grain, entry.tag));
             let shared = others.iter().any(|other| {
-                after.is_none_or(|after| after < other.epoch) && other.epoch <= entry.tag && other.needs(self.grains, grain)
+                after.is_none_or(|after| after < other.epoch)
+                    && other.epoch <= entry.tag
+                    && other.needs(self.grains, grain)
             });
             if !shared && matches!(entry.payload, tzero_originals::Payload::Stored { .. }) {
                 unique += self.grains.grain();

@@ -17,8 +17,12 @@ pub const BUFFER_ALIGNMENT: usize = 4096;
 
 /// Smallest and largest capacity that is kept for reuse, in bytes.
 const POOLED: std::ops::RangeInclusive<usize> = BUFFER_ALIGNMENT..=(1 << 20);
-/// How many bytes a thread keeps of each size class.
-const POOL_BYTES_PER_CLASS: usize = 4 << 20;
+/// How many bytes a thread keeps of each size class: enough for a connection's usual requests in flight.
+const POOL_BYTES: usize = 4 << 20;
+/// The same for capacities from [`MAPPED`] on.
+const POOL_BYTES_MAPPED: usize = 16 << 20;
+/// From this capacity on memory comes from the kernel page by page as it is used, so that a large length alone costs nothing.
+const MAPPED: usize = 128 << 10;
 const CLASSES: usize = 9;
 
 thread_local! {
@@ -41,6 +45,9 @@ impl Memory {
     }
 
     fn new(capacity: usize) -> Self {
+        if capacity >= MAPPED {
+            return Self::map(capacity);
+        }
         let layout = Self::layout(capacity);
         // SAFETY: the layout's size is not zero, capacities are rounded up to the alignment.
         let start = unsafe { alloc_zeroed(layout) };
@@ -48,8 +55,33 @@ impl Memory {
     }
 }
 
+impl Memory {
+    fn map(capacity: usize) -> Self {
+        // SAFETY: a fresh anonymous range; nothing existing is touched.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                capacity,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        match NonNull::new(start.cast::<u8>()) {
+            Some(memory) if start != libc::MAP_FAILED => Self { start: memory, capacity },
+            _ => handle_alloc_error(Self::layout(capacity)),
+        }
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
+        if self.capacity >= MAPPED {
+            // SAFETY: mapped in `map` with this length, unmapped once.
+            unsafe { libc::munmap(self.start.as_ptr().cast(), self.capacity) };
+            return;
+        }
         // SAFETY: allocated in `new` with the same layout, freed once.
         unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
     }
@@ -62,9 +94,7 @@ pub struct Buffer {
 }
 
 fn class_of(capacity: usize) -> Option<usize> {
-    POOLED
-        .contains(&capacity)
-        .then(|| (capacity / BUFFER_ALIGNMENT).trailing_zeros() as usize)
+    POOLED.contains(&capacity).then(|| (capacity / BUFFER_ALIGNMENT).trailing_zeros() as usize)
 }
 
 impl Buffer {
@@ -72,8 +102,8 @@ impl Buffer {
     pub fn uncleared(len: usize) -> Self {
         let capacity = len.max(1).next_multiple_of(BUFFER_ALIGNMENT);
         let capacity = if capacity <= *POOLED.end() { capacity.next_power_of_two() } else { capacity };
-        let pooled = class_of(capacity)
-            .and_then(|class| POOL.try_with(|pool| pool.borrow_mut()[class].pop()).ok().flatten());
+        let pooled =
+            class_of(capacity).and_then(|class| POOL.try_with(|pool| pool.borrow_mut()[class].pop()).ok().flatten());
         Self { memory: Some(pooled.unwrap_or_else(|| Memory::new(capacity))), len }
     }
 
@@ -118,8 +148,7 @@ impl Buffer {
 /// Whether every byte of `bytes` is zero.
 pub fn is_zero(bytes: &[u8]) -> bool {
     let (chunks, rest) = bytes.as_chunks::<64>();
-    chunks.iter().all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
-        && rest.iter().all(|byte| *byte == 0)
+    chunks.iter().all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
 impl Deref for Buffer {
@@ -143,7 +172,8 @@ impl Drop for Buffer {
         let Some(class) = class_of(memory.capacity) else { return };
         let _ = POOL.try_with(|pool| {
             let kept = &mut pool.borrow_mut()[class];
-            if kept.len() * memory.capacity < POOL_BYTES_PER_CLASS {
+            let most = if memory.capacity >= MAPPED { POOL_BYTES_MAPPED } else { POOL_BYTES };
+            if kept.len() * memory.capacity < most {
                 kept.push(memory);
             }
         });

@@ -1,6 +1,6 @@
 //! Passing values and news between tasks, of one thread or several.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -105,7 +105,8 @@ impl<T> Drop for Receiver<T> {
 #[derive(Default)]
 struct News {
     generation: u64,
-    waiting: Vec<Waker>,
+    next: u64,
+    waiting: BTreeMap<u64, Waker>,
 }
 
 /// News without content: something changed, look again.
@@ -115,19 +116,24 @@ struct News {
 pub struct Notify(Mutex<News>);
 
 impl Notify {
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.0.lock().expect("nothing panics under this lock")
+    }
+
     /// Wakes everyone who listens.
     pub fn notify_all(&self) {
-        let mut news = self.0.lock().expect("nothing panics under this lock");
+        let mut news = self.news();
         news.generation += 1;
         let waiting = std::mem::take(&mut news.waiting);
         drop(news);
-        waiting.into_iter().for_each(Waker::wake);
+        waiting.into_values().for_each(Waker::wake);
     }
 
     /// Resolves at the first notification after this call.
     pub fn listen(&self) -> Listen<'_> {
-        let heard = self.0.lock().expect("nothing panics under this lock").generation;
-        Listen { notify: self, heard }
+        let mut news = self.news();
+        news.next += 1;
+        Listen { notify: self, heard: news.generation, key: news.next }
     }
 }
 
@@ -135,19 +141,24 @@ impl Notify {
 pub struct Listen<'a> {
     notify: &'a Notify,
     heard: u64,
+    key: u64,
 }
 
 impl Future for Listen<'_> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut news = self.notify.0.lock().expect("nothing panics under this lock");
+        let mut news = self.notify.news();
         if news.generation != self.heard {
             return Poll::Ready(());
         }
-        if !news.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            news.waiting.push(cx.waker().clone());
-        }
+        news.waiting.insert(self.key, cx.waker().clone());
         Poll::Pending
+    }
+}
+
+impl Drop for Listen<'_> {
+    fn drop(&mut self) {
+        self.notify.news().waiting.remove(&self.key);
     }
 }

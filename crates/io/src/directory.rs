@@ -31,7 +31,8 @@ impl Directory {
 
     fn create(&self, name: &str, len: u64) -> io::Result<()> {
         let unfinished = self.path.join(format!("{UNFINISHED}{name}"));
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
         let made = if len > 0 { fallocate(&file, 0, 0, len) } else { Ok(()) }
             .and_then(|()| fs::rename(&unfinished, self.path.join(name)));
         if made.is_err() {

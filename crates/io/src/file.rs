@@ -101,9 +101,8 @@ impl File {
         if !reactor().has_ring() {
             let file = Arc::clone(&self.file);
             return blocking(move || {
-                let result = file
-                    .write_all_at(&buffer, offset)
-                    .and_then(|()| if durable { file.sync_data() } else { Ok(()) });
+                let result =
+                    file.write_all_at(&buffer, offset).and_then(|()| if durable { file.sync_data() } else { Ok(()) });
                 (buffer, result)
             })
             .await;
@@ -155,8 +154,8 @@ impl File {
     /// # Errors
     /// `Unsupported` where the file system or device has no such call.
     pub async fn zero_range(&self, offset: u64, len: u64, punch: bool) -> io::Result<()> {
-        let mode = libc::FALLOC_FL_KEEP_SIZE
-            | if punch { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
+        let mode =
+            libc::FALLOC_FL_KEEP_SIZE | if punch { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
         let result = self.fallocate(mode, Place { offset, len }).await;
         match result {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(io::ErrorKind::Unsupported.into()),
@@ -169,10 +168,8 @@ impl File {
         if !reactor().has_ring() {
             return blocking(move || fallocate(&file, mode, place.offset, place.len)).await;
         }
-        let entry = opcode::Fallocate::new(types::Fd(file.as_raw_fd()), place.len)
-            .offset(place.offset)
-            .mode(mode)
-            .build();
+        let entry =
+            opcode::Fallocate::new(types::Fd(file.as_raw_fd()), place.len).offset(place.offset).mode(mode).build();
         // SAFETY: the entry refers to no memory; the descriptor is held by the `Arc`.
         let (_, result) = unsafe { reactor().submit(entry, file) }.await;
         outcome(result).map(drop)

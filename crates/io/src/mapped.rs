@@ -60,7 +60,7 @@ impl MappedFile {
     /// When the file cannot be allocated or mapped, or its length is not a multiple of 8.
     pub fn from_file(file: File, writable: bool) -> io::Result<Self> {
         let len = file.metadata()?.len();
-        if len % 8 != 0 {
+        if !len.is_multiple_of(8) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the length is not a multiple of 8"));
         }
         let access = match (writable, keeps_allocation(&file)?) {
@@ -83,7 +83,8 @@ impl MappedFile {
             return Err(io::ErrorKind::StorageFull.into());
         }
         if len > mapped {
-            let protection = if self.access == Access::Memory { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+            let protection =
+                if self.access == Access::Memory { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
             // SAFETY: the fixed range lies within the reservation owned by `self`, beyond what is in use.
             let address = unsafe {
                 libc::mmap(
@@ -105,7 +106,10 @@ impl MappedFile {
 
     fn word(&self, offset: u64) -> &AtomicU64 {
         let len = self.len.load(Ordering::Acquire);
-        assert!(offset % 8 == 0 && offset < len && len - offset >= 8, "word {offset} of a mapping of {len} bytes");
+        assert!(
+            offset.is_multiple_of(8) && offset < len && len - offset >= 8,
+            "word {offset} of a mapping of {len} bytes"
+        );
         // SAFETY: checked to be aligned and inside what is mapped; the mapping lives as long as `self`.
         unsafe { &*self.base.add(offset as usize).cast::<AtomicU64>() }
     }

@@ -113,8 +113,7 @@ impl Reactor {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let _ = ring.submitter().register_iowq_max_workers(&mut [4, 16]);
-        let reactor =
-            Self { slots: RefCell::default(), engine: RefCell::new(Engine::Ring(Box::new(ring))), wake };
+        let reactor = Self { slots: RefCell::default(), engine: RefCell::new(Engine::Ring(Box::new(ring))), wake };
         reactor.arm_wake();
         Ok(reactor)
     }
@@ -148,14 +147,17 @@ impl Reactor {
     }
 
     /// Resolves when `fd` is ready for `events` (`POLLIN`, `POLLOUT`).
-    pub(crate) fn readiness(self: &Rc<Self>, fd: RawFd, events: libc::c_short) -> io::Result<Submitted<Option<Registration>>> {
+    pub(crate) fn readiness(
+        self: &Rc<Self>,
+        fd: RawFd,
+        events: libc::c_short,
+    ) -> io::Result<Submitted<Option<Registration>>> {
         if self.has_ring() {
             let entry = opcode::PollAdd::new(types::Fd(fd), events as u32).build();
-            // SAFETY: the kernel takes its own reference to the file at submission, which happens before anything else
-            // runs on this thread that could close `fd`: `flush` below.
+            // SAFETY: the entry refers to no memory. Should `fd` be closed before the kernel takes the entry, the wait is for the wrong file,
+            // and cancelled with the future, which borrows the socket.
             let mut submitted = unsafe { self.submit(entry, None) };
             submitted.cancel = true;
-            self.flush()?;
             return Ok(submitted);
         }
         let index = self.slots.borrow_mut().take();
@@ -187,16 +189,6 @@ impl Reactor {
             // A full queue: hand it to the kernel, which empties it.
             let _ = ring.submit();
         }
-    }
-
-    /// Hands queued entries to the kernel without waiting.
-    pub(crate) fn flush(&self) -> io::Result<()> {
-        if let Engine::Ring(ring) = &mut *self.engine.borrow_mut()
-            && !ring.submission().is_empty()
-        {
-            submit_retrying(ring)?;
-        }
-        Ok(())
     }
 
     /// Submits what is queued, waits for a completion up to `wait` (`None`: for ever), and wakes whoever is concerned.
@@ -283,18 +275,6 @@ impl Reactor {
     }
 }
 
-fn submit_retrying(ring: &mut IoUring) -> io::Result<()> {
-    loop {
-        match ring.submit() {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The completion queue is full: the caller's next turn empties it, the entries stay queued.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
 fn enter(ring: &mut IoUring, wait: Option<Duration>) -> io::Result<()> {
     let result = match wait {
         None => ring.submit_and_wait(1),
@@ -312,12 +292,7 @@ fn enter(ring: &mut IoUring, wait: Option<Duration>) -> io::Result<()> {
     };
     match result {
         Ok(_) => Ok(()),
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN)
-            ) =>
-        {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN)) => {
             Ok(())
         }
         Err(error) => Err(error),

@@ -151,8 +151,9 @@ impl Stream {
     pub async fn recv(&self, into: &mut [u8]) -> io::Result<usize> {
         loop {
             // SAFETY: writes at most `len` bytes to a buffer that is borrowed exclusively.
-            let received =
-                unsafe { libc::recv(self.socket.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
+            let received = unsafe {
+                libc::recv(self.socket.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT)
+            };
             match check_len(received) {
                 Ok(count) => return Ok(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready(&self.socket, libc::POLLIN).await?,
@@ -216,9 +217,7 @@ impl Stream {
         message.msg_iov = vectors.as_mut_ptr();
         message.msg_iovlen = count;
         // SAFETY: the vectors refer to slices that are borrowed through the call, which only reads them.
-        check_len(unsafe {
-            libc::sendmsg(self.socket.as_raw_fd(), &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-        })
+        check_len(unsafe { libc::sendmsg(self.socket.as_raw_fd(), &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) })
     }
 
     /// Ends both directions: whoever waits on the socket, here or at the peer, is woken.

@@ -124,7 +124,8 @@ fn many_requests_at_once() {
                 .map(|n| {
                     let file = file.clone();
                     spawn(async move {
-                        let (buffer, result) = file.write_at(n * 65536, Buffer::copy_of(&[n as u8; 65536]), false).await;
+                        let (buffer, result) =
+                            file.write_at(n * 65536, Buffer::copy_of(&[n as u8; 65536]), false).await;
                         result.unwrap();
                         let (buffer, result) = file.read_at(n * 65536, buffer).await;
                         result.unwrap();
@@ -150,7 +151,10 @@ fn sockets_carry_large_messages_both_ways() {
                 let stream = listener.accept().await.unwrap();
                 let mut bytes = vec![0; 5 << 20];
                 stream.recv_exact(&mut bytes).await.unwrap();
-                stream.send_all(&[IoSlice::new(&bytes[..3]), IoSlice::new(&[]), IoSlice::new(&bytes[3..])]).await.unwrap();
+                stream
+                    .send_all(&[IoSlice::new(&bytes[..3]), IoSlice::new(&[]), IoSlice::new(&bytes[3..])])
+                    .await
+                    .unwrap();
             });
             let stream = Stream::connect_unix(&path).await.unwrap();
             let bytes: Vec<u8> = (0..5 << 20).map(|n: u32| (n / 3) as u8).collect();

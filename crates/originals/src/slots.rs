@@ -87,16 +87,20 @@ impl Slots {
 mod tests {
     use super::*;
 
+    fn runs(runs: &[(u64, u64)]) -> Option<Vec<Range<u64>>> {
+        Some(runs.iter().map(|(start, end)| *start..*end).collect())
+    }
+
     #[test]
     fn oldest_free_first_then_growth_then_nothing() {
         let mut slots = Slots::new(10);
-        assert_eq!(slots.take(6), Some(vec![0..6]));
+        assert_eq!(slots.take(6), runs(&[(0, 6)]));
         slots.put_back(4..5);
         slots.put_back(1..3);
         assert_eq!(slots.take(8), None);
         assert_eq!(slots.taken(), 3);
-        assert_eq!(slots.take(4), Some(vec![4..5, 1..3, 6..7]));
-        assert_eq!(slots.take(3), Some(vec![7..10]));
+        assert_eq!(slots.take(4), runs(&[(4, 5), (1, 3), (6, 7)]));
+        assert_eq!(slots.take(3), runs(&[(7, 10)]));
         assert_eq!(slots.take(1), None);
     }
 
@@ -104,6 +108,6 @@ mod tests {
     fn what_was_taken_stays_taken() {
         let mut slots = Slots::with_taken(8, &BTreeSet::from([1, 2, 5]));
         assert_eq!(slots.taken(), 3);
-        assert_eq!(slots.take(5), Some(vec![0..1, 3..5, 6..8]));
+        assert_eq!(slots.take(5), runs(&[(0, 1), (3, 5), (6, 8)]));
     }
 }

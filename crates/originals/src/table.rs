@@ -69,21 +69,19 @@ pub enum BrokenReason {
 }
 
 impl BrokenReason {
-    const ALL: [Self; 6] = [
-        Self::CacheFull,
-        Self::SaveFailed,
-        Self::MapFull,
-        Self::PowerLost,
-        Self::BaseChanged,
-        Self::Damaged,
-    ];
+    const ALL: [Self; 6] =
+        [Self::CacheFull, Self::SaveFailed, Self::MapFull, Self::PowerLost, Self::BaseChanged, Self::Damaged];
 
     fn code(self) -> u64 {
         Self::ALL.iter().position(|reason| *reason == self).expect("all reasons are listed") as u64 + 1
     }
 
     fn from_code(code: u64) -> Self {
-        usize::try_from(code).ok().and_then(|code| Self::ALL.get(code.checked_sub(1)?)).copied().unwrap_or(Self::Damaged)
+        usize::try_from(code)
+            .ok()
+            .and_then(|code| Self::ALL.get(code.checked_sub(1)?))
+            .copied()
+            .unwrap_or(Self::Damaged)
     }
 }
 

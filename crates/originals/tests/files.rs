@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tzero_block::{BlockDevice, ByteRange, Error, Extent, Geometry, MemoryDevice, Zeroes};
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage};
 use tzero_originals::{
-    BrokenReason, Epoch, GrainIndex, Grains, ModifiedMap, OriginalCache, Originals, OriginalsReader, Payload, ReconcileError,
-    Record, RecordState, SnapshotId, SnapshotRef, SnapshotTable,
+    BrokenReason, Epoch, GrainIndex, Grains, ModifiedMap, OriginalCache, Originals, OriginalsReader, Payload,
+    ReconcileError, Record, RecordState, SnapshotId, SnapshotRef, SnapshotTable,
 };
 
 const GRAIN: u32 = 512;
@@ -200,7 +200,10 @@ fn a_damaged_file_is_refused_or_noticed_at_every_word() {
                     let same = entries.len() == before.len()
                         && entries.iter().zip(&before).all(|((_, entry), (_, expected))| entry == expected);
                     // The head, the grain and the volume are compared by whoever opens; entries are not to change unnoticed.
-                    assert!(same || !damaged.is_empty() || entries.len() < before.len(), "word {at} changed to {bad:?}");
+                    assert!(
+                        same || !damaged.is_empty() || entries.len() < before.len(),
+                        "word {at} changed to {bad:?}"
+                    );
                 }
             }
             file.write_all_at(&original, at).unwrap();

@@ -7,9 +7,10 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Parser;
 use tzero_engine::Planted;
+use tzero_sim::executor::Crash;
 use tzero_sim::plan::Plan;
 use tzero_sim::races::Race;
-use tzero_sim::runner::{Total, run_many};
+use tzero_sim::runner::{Total, run_many, sweep};
 use tzero_sim::{schedule, shrink, story};
 
 #[derive(Parser)]
@@ -27,6 +28,12 @@ struct Arguments {
     /// Runs only the schedule of this seed, and prints its plan
     #[arg(long)]
     replay: Option<u64>,
+    /// Kills the daemon of this seed's schedule at every moment in turn
+    #[arg(long, conflicts_with = "replay")]
+    sweep: Option<u64>,
+    /// With --sweep: only at every so many-th moment
+    #[arg(long, default_value_t = 1)]
+    stride: u64,
     /// With --replay: prints what the engine does
     #[arg(long)]
     trace: bool,
@@ -67,6 +74,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return replay(&mut out, &Plan::new(seed), planted, arguments);
     }
     let begun = Instant::now();
+    if let Some(seed) = arguments.sweep {
+        let (runs, failed) = sweep(seed, arguments.stride.max(1), arguments.threads, planted);
+        writeln!(out, "{runs} kills in {:.1} s", begun.elapsed().as_secs_f64())?;
+        return match failed {
+            None => Ok(()),
+            Some((kill, failure)) => bail!("killed at {kill:?}: {failure}"),
+        };
+    }
     let progress = |done: u64| {
         if done % 500 == 0 {
             let _ = writeln!(std::io::stderr(), "{done} schedules");
@@ -145,6 +160,7 @@ fn replay(out: &mut impl Write, plan: &Plan, planted: Option<Planted>, arguments
         }
     }
     writeln!(out, "{} operations, {} steps, trace {:016x}", verdict.ops, verdict.steps, verdict.trace)?;
+    writeln!(out, "moments of the last incarnation: {:?} of {:?}", verdict.moments, Crash::ALL)?;
     match verdict.failure {
         Some(failure) => bail!("{failure}"),
         None => Ok(()),

@@ -7,7 +7,8 @@ use std::thread;
 
 use tzero_engine::Planted;
 
-use crate::plan::Plan;
+use crate::executor::{Crash, CrashPlan};
+use crate::plan::{End, Plan};
 use crate::races::Race;
 use crate::random::mix;
 use crate::schedule::{self, Verdict, add};
@@ -35,6 +36,43 @@ pub fn seed_of(run: u64, number: u64) -> u64 {
 /// Runs the schedule of a seed.
 pub fn run_seed(seed: u64, planted: Option<Planted>) -> Verdict {
     schedule::run(&Plan::new(seed), planted)
+}
+
+/// Kills the daemon of one schedule at every `stride`-th moment of every kind in turn: every mapped store, every request, every named
+/// point. The schedule up to there is always the same. Gives how many runs that were, and what failed first.
+pub fn sweep(seed: u64, stride: u64, threads: usize, planted: Option<Planted>) -> (u64, Option<(CrashPlan, String)>) {
+    let mut plan = Plan::new(seed);
+    plan.ends.clear();
+    plan.power_loss.clear();
+    plan.restart_at_end = false;
+    let whole = schedule::run(&plan, planted);
+    if let Some(failure) = whole.failure {
+        return (1, Some((CrashPlan { at: Crash::Point, number: u64::MAX }, failure)));
+    }
+    let kills: Vec<CrashPlan> = Crash::ALL
+        .into_iter()
+        .zip(whole.moments)
+        .flat_map(|(at, count)| (1..=count).step_by(stride as usize).map(move |number| CrashPlan { at, number }))
+        .collect();
+    let (next, failed) = (AtomicU64::new(0), Mutex::new(None));
+    let work = || {
+        while failed.lock().expect("no schedule panics while it is counted").is_none() {
+            let Some(kill) = kills.get(next.fetch_add(1, Ordering::Relaxed) as usize) else { break };
+            let mut plan = plan.clone();
+            plan.ends.push(End::Kill(*kill));
+            plan.power_loss.push(false);
+            if let Some(failure) = schedule::run(&plan, planted).failure {
+                failed.lock().expect("no schedule panics while it is counted").get_or_insert((*kill, failure));
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let failed = failed.into_inner().expect("no schedule panics while it is counted");
+    (next.into_inner().min(kills.len() as u64), failed)
 }
 
 /// Runs `count` schedules of the run `seed` on `threads` threads; stops after `most_failures`. `progress` is called now and then with how many are done.

@@ -80,6 +80,8 @@ pub struct Scene {
     pub stopping: Cell<bool>,
     /// The last daemon was stopped cleanly, not killed.
     pub stopped: Cell<bool>,
+    /// The last incarnation, alive or dead.
+    pub process: Cell<Option<Process>>,
     /// Number of the running boot.
     pub boot: Cell<u8>,
     planted: Option<Planted>,
@@ -115,6 +117,7 @@ impl Scene {
             ops_done: Cell::new(0),
             stopping: Cell::new(false),
             stopped: Cell::new(false),
+            process: Cell::new(None),
             boot: Cell::new(1),
             planted,
             ids: Arc::new(AtomicU64::new(1)),
@@ -232,7 +235,7 @@ impl Scene {
 
     /// The state of a snapshot, as the daemon of the moment says; tells the judge.
     pub fn state_of(&self, known: &Known) -> Option<SnapshotState> {
-        let volume = self.serving()?.volume;
+        let volume = self.daemon.borrow().clone()?.volume;
         let info = volume.snapshot_by_id(known.id)?;
         self.oracle.state_seen(known.number, is_broken(&info));
         Some(info.state)
@@ -240,9 +243,12 @@ impl Scene {
 
     /// Whether a read of a snapshot may fail: it is going or gone, ended, released there, or faults have cost these bytes.
     pub fn may_refuse(&self, known: &Known, range: ByteRange, cache_failures: u64) -> bool {
-        let broken = matches!(self.state_of(known), Some(SnapshotState::Broken { .. })) && self.plan.may_break();
-        broken
-            || self.oracle.is_broken(known.number) && self.plan.may_break()
+        // Where the daemon has died meanwhile, nobody can say whether the snapshot was broken.
+        let broken = self.daemon.borrow().is_none() || {
+            self.state_of(known);
+            self.oracle.is_broken(known.number)
+        };
+        broken && self.plan.may_break()
             || self.oracle.standing(known.number) != Standing::Live
             || self.known.borrow().get(&known.number).is_none_or(|known| known.ended)
             || self.oracle.may_be_released(known.number, self.touched(range))
@@ -322,6 +328,8 @@ impl Scene {
         }
         self.power_lost.set(false);
         self.oracle.recovered(&found);
+        let maintained = Arc::clone(&volume);
+        spawn(process, "daemon: maintain".into(), false, async move { maintained.maintain().await });
         *self.daemon.borrow_mut() = Some(Daemon { process, volume, busy: Rc::default() });
         self.count_standing();
         self.announce();

@@ -7,7 +7,7 @@ use tzero_block::ByteRange;
 use tzero_engine::{Planted, SnapshotState};
 
 use crate::clients;
-use crate::executor::{Executor, Process, Ran, Stuck, die, draw, fail, is_dead, note, sleep, spawn};
+use crate::executor::{Crash, Executor, Process, Ran, Stuck, die, draw, fail, is_dead, moments, note, sleep, spawn};
 use crate::plan::{End, Plan};
 use crate::quiet::Quiet;
 use crate::races::Race;
@@ -30,6 +30,8 @@ pub struct Verdict {
     pub trace: u64,
     /// Races reached.
     pub races: BTreeMap<Race, u64>,
+    /// Moments of the last incarnation at which it could have been killed, by kind as in [`Crash::ALL`].
+    pub moments: [u64; Crash::ALL.len()],
 }
 
 /// Runs a plan, with a fault planted or without.
@@ -38,12 +40,14 @@ pub fn run(plan: &Plan, planted: Option<Planted>) -> Verdict {
     let executor = Executor::new(plan.run_seed, plan.chaos.clone());
     let scene = Scene::new(plan.clone(), planted);
     let failure = play(&executor, &scene).err().map(|stuck| stuck.to_string());
+    let last = scene.process.get();
     let verdict = Verdict {
         failure,
         ops: scene.ops_done.get(),
         steps: executor.steps(),
         trace: executor.trace(),
         races: scene.races.counts(),
+        moments: Crash::ALL.map(|kind| last.map_or(0, |process| moments(process, kind))),
     };
     scene.down();
     drop(executor);
@@ -81,6 +85,7 @@ impl<'a, E: Iterator<Item = (End, &'a bool)>> Lives<'a, E> {
             None => {}
         }
         self.process = Some((process, end));
+        self.scene.process.set(Some(process));
         self.scene.start(process);
     }
 
@@ -97,17 +102,19 @@ impl<'a, E: Iterator<Item = (End, &'a bool)>> Lives<'a, E> {
     }
 
     fn bury(&mut self, executor: &Executor, process: Process) -> Result<(), Stuck> {
-        executor.reap(process);
-        let Some((_, end)) = self.process.take_if(|(daemon, _)| *daemon == process) else { return Ok(()) };
         let scene = self.scene;
+        let end = self.process.take_if(|(daemon, _)| *daemon == process);
+        if end.is_some() && !scene.stopped.get() {
+            scene.races.crash();
+        }
+        executor.reap(process);
+        let Some((_, end)) = end else { return Ok(()) };
         let clean = scene.stopped.take();
         if clean {
             scene.races.reach(Race::CleanStop);
             if matches!(end, Some((End::Stop { reboot: true, .. }, _))) {
                 scene.boot.set(scene.boot.get() + 1);
             }
-        } else {
-            scene.races.crash();
         }
         scene.down();
         // Movers and requests in flight outlive the daemon for a while.

@@ -12,12 +12,16 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
+    fn new(exit: Exit, sentence: impl fmt::Display) -> Self {
+        Self { exit, sentence: without_numbers(&sentence.to_string()) }
+    }
+
     pub(crate) fn failed(sentence: impl fmt::Display) -> Self {
-        Self { exit: Exit::Failed, sentence: sentence.to_string() }
+        Self::new(Exit::Failed, sentence)
     }
 
     pub(crate) fn usage(sentence: impl fmt::Display) -> Self {
-        Self { exit: Exit::Usage, sentence: sentence.to_string() }
+        Self::new(Exit::Usage, sentence)
     }
 
     /// Of an error of the command line. `None`: it was a question for help or version, and this is the answer.
@@ -41,20 +45,38 @@ impl Ending {
 
 impl From<ClientError> for Ending {
     fn from(error: ClientError) -> Self {
-        Self { exit: error.exit(), sentence: error.to_string() }
+        Self::new(error.exit(), error)
     }
 }
 
 impl From<tzero_copy::Error> for Ending {
     fn from(error: tzero_copy::Error) -> Self {
-        Self { exit: error.exit(), sentence: error.to_string() }
+        Self::new(error.exit(), error)
     }
 }
 
 impl From<tzero_daemon::ServeError> for Ending {
     fn from(error: tzero_daemon::ServeError) -> Self {
-        Self { exit: error.exit(), sentence: error.to_string() }
+        Self::new(error.exit(), error)
     }
+}
+
+/// Takes out the numbers that the system's errors carry: the words say it.
+fn without_numbers(sentence: &str) -> String {
+    const BEFORE: &str = " (os error ";
+    let mut rest = sentence;
+    let mut clean = String::new();
+    while let Some((before, after)) = rest.split_once(BEFORE) {
+        clean.push_str(before);
+        rest = match after.split_once(')') {
+            Some((number, after)) if number.bytes().all(|byte| byte.is_ascii_digit()) => after,
+            _ => {
+                clean.push_str(BEFORE);
+                after
+            }
+        };
+    }
+    clean + rest
 }
 
 #[cfg(test)]
@@ -73,6 +95,13 @@ mod tests {
             assert!(!ending.sentence.contains('\n') && !ending.sentence.is_empty(), "{}", ending.sentence);
             assert!(!ending.sentence.starts_with("error"), "{}", ending.sentence);
         }
+    }
+
+    #[test]
+    fn errors_have_words_and_no_numbers() {
+        assert_eq!(without_numbers("a: No such file (os error 2), b (os error 13)"), "a: No such file, b");
+        assert_eq!(without_numbers("a (os error x) b"), "a (os error x) b");
+        assert_eq!(without_numbers("plain"), "plain");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 
 use tzero_api::mover::Request;
 use tzero_io::{blocking, is_zero, system};
@@ -14,7 +15,7 @@ use crate::placement::{Identity, lies_on};
 use crate::restore::open_device_for_writing;
 use crate::session::Session;
 use crate::site::Site;
-use crate::{Catalogue, Error, Event, Notice, Observer};
+use crate::{Catalogue, Copy, Error, Event, Notice, Observer};
 
 /// How much of a device's start and end must be zero for it to be blank.
 const BLANK: u64 = 1 << 20;
@@ -68,35 +69,60 @@ pub(crate) struct Opened {
     pub(crate) journal: Journal,
 }
 
-/// Makes the files of a new copy. What an unfinished one left is thrown away, its private snapshot included.
+/// Claims the destination and makes the files of a new copy. What an unfinished one left is thrown away, its private snapshot
+/// included. On an error nothing new is left.
 ///
-/// `header` is given the inode of the image.
+/// The destination's part of `header` is filled in here.
 pub(crate) async fn create(
     site: &Site,
-    claim: Claim,
+    request: &BackupRequest,
+    header: JournalHeader,
+    observer: Observer<'_>,
+) -> Result<Opened, Error> {
+    let claim = claim(site)?;
+    let created = create_claimed(site, &claim, request, header, observer).await;
+    if created.is_err() && matches!(claim.load(), Ok(None)) {
+        let _ = site.discard_partial();
+        let _ = claim.remove();
+    }
+    created
+}
+
+async fn create_claimed(
+    site: &Site,
+    claim: &Claim,
     request: &BackupRequest,
     mut header: JournalHeader,
     observer: Observer<'_>,
 ) -> Result<Opened, Error> {
-    if let Some(left) = load(&claim, site)? {
-        discard_unfinished(&left, site, request, &header, observer).await?;
+    inspect(site, request, Some(&header.volume.name))?;
+    let failed = |action| Error::file(action, &site.journal);
+    let left = load(claim, site)?;
+    if let Some(left) = &left {
+        discard_unfinished(left, site, request, &header, observer).await?;
     }
     let size = header.volume.size;
     let file = if site.device.is_some() {
         let file = open_device_for_writing(&site.image, size)?;
-        if !request.replace && !is_blank(&file, size).map_err(Error::file(FileAction::Read, &site.image))? {
+        let unfinished = left.is_some();
+        if !request.replace
+            && !unfinished
+            && !is_blank(&file, size).map_err(Error::file(FileAction::Read, &site.image))?
+        {
             return Err(Error::refused(&site.image, Refusal::NotBlank));
         }
         undeclare(site, request)?;
+        claim.clear().map_err(failed(FileAction::Write))?;
         file
     } else {
         site.discard_partial()?;
+        claim.clear().map_err(failed(FileAction::Write))?;
         let file = site.create_partial(size)?;
         header.inode = Some(file.metadata().map_err(Error::file(FileAction::Open, &site.partial))?.ino());
         file
     };
     header.device = site.device.clone();
-    let journal = claim.start(header).map_err(Error::file(FileAction::Create, &site.journal))?;
+    let journal = claim.start(header).map_err(failed(FileAction::Create))?;
     Ok(Opened { file, journal })
 }
 
@@ -130,6 +156,26 @@ async fn discard_unfinished(
     }
     observer(&Event::Notice(Notice::Discarded { path: site.image.clone(), t0: old.t0 }));
     Ok(())
+}
+
+/// After an interrupted run that came as far as the declaration: what is left of it goes, and the catalogue hears of the copy.
+pub(crate) fn tidy(site: &Site, claim: Claim, request: &BackupRequest, copy: &Copy, observer: Observer<'_>) {
+    // Names that cannot be removed now are known for what they are by the next run.
+    let _ = site.discard_partial();
+    let _ = claim.remove();
+    enter(&request.state, copy, observer);
+}
+
+/// Enters a declared copy in the catalogue; a failure makes the copy no worse.
+pub(crate) fn enter(state: &Path, copy: &Copy, observer: Observer<'_>) {
+    let catalogue = Catalogue::new(state);
+    if let Err(error) = catalogue.add(copy) {
+        let reason = match error {
+            Error::File { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        };
+        observer(&Event::Notice(Notice::NotCatalogued { path: catalogue.place_of(copy), reason }));
+    }
 }
 
 /// Opens what an interrupted run was writing.

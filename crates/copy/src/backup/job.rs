@@ -11,6 +11,7 @@ use tzero_block::{ByteRange, FileDevice};
 use tzero_io::{Task, blocking, spawn, system};
 
 use super::capture::Captures;
+use super::destination::enter;
 use crate::digests::chunk_range;
 use crate::error::{DaemonFault, FileAction, Incomplete, ResumeFault, StopCause};
 use crate::flow::{self, End, Landed, Outcome, Sink, Step, Target};
@@ -20,7 +21,7 @@ use crate::session::Session;
 use crate::site::Site;
 use crate::source::{PlainSource, Source};
 use crate::verify::{Expected, compare};
-use crate::{Cancel, Catalogue, Copy, Error, Event, Notice, Observer, Phase, Timestamp};
+use crate::{Cancel, Copy, Error, Event, Notice, Observer, Phase, Timestamp};
 
 /// How many bytes are made durable and dropped from the page cache at a time.
 const FLUSH_BEHIND: u64 = 64 << 20;
@@ -112,6 +113,18 @@ impl<S: Source> Job<'_, S> {
         chunk_range(index, header.chunk, header.volume.size)
     }
 
+    /// What an earlier run has done, as few ranges as possible.
+    fn recorded(&self) -> Vec<ByteRange> {
+        let mut ranges: Vec<ByteRange> = Vec::new();
+        for range in self.records.keys().map(|index| self.range_of(*index)) {
+            match ranges.last_mut() {
+                Some(last) if last.end() == range.start() => *last = ByteRange::between(last.start(), range.end()),
+                _ => ranges.push(range),
+            }
+        }
+        ranges
+    }
+
     fn done(&self) -> u64 {
         self.records.keys().map(|index| self.range_of(*index).len()).sum()
     }
@@ -184,7 +197,7 @@ impl<S: Source> Job<'_, S> {
         let missing: Vec<u64> = (0..header.chunks()).filter(|index| !self.records.contains_key(index)).collect();
         let steps =
             missing.into_iter().map(|index| Step { index, range: chunk_range(index, chunk, size), expect: None });
-        let already: Vec<ByteRange> = self.records.keys().map(|index| self.range_of(*index)).collect();
+        let already = self.recorded();
         let mut captures = self.session.take().map(Captures::new);
         if let Some(captures) = &mut captures {
             // The last batch of the interrupted run may not have been reported.
@@ -284,21 +297,13 @@ impl<S: Source> Job<'_, S> {
             Some(session) => blocking(move || session.finish()).await.is_ok(),
             None => true,
         };
-        let mut notices = Vec::new();
         if let (false, Some(snapshot)) = (finished, header.snapshot.filter(|snapshot| snapshot.private)) {
-            notices.push(Notice::SnapshotStands { volume: header.volume.name, snapshot: snapshot.name });
+            let stands = Notice::SnapshotStands { volume: header.volume.name, snapshot: snapshot.name };
+            (self.observer)(&Event::Notice(stands));
         }
-        // A journal that cannot be removed is taken for what it is by the next run.
+        // A journal that cannot be removed is known for what it is by the next run.
         let _ = self.journal.remove();
-        let catalogue = Catalogue::new(&self.state);
-        if let Err(error) = catalogue.add(copy) {
-            let reason = match error {
-                Error::File { source, .. } => source.kind(),
-                _ => std::io::ErrorKind::Other,
-            };
-            notices.push(Notice::NotCatalogued { path: catalogue.place_of(copy), reason });
-        }
-        notices.into_iter().for_each(|notice| (self.observer)(&Event::Notice(notice)));
+        enter(&self.state, copy, self.observer);
     }
 
     fn source_fault(&self, range: ByteRange, fault: crate::error::SourceFault) -> Error {

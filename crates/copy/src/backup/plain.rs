@@ -107,15 +107,13 @@ pub(crate) async fn backup(
     let identity = Identity::of_file(&plain.file).map_err(Error::file(FileAction::Open, &plain.path))?;
     destination::refuse_source(&site, &[identity])?;
     let (file, journal, records) = if request.resume {
-        match reopen(&plain, &site)? {
+        match reopen(&plain, &site, request, &mut *observer)? {
             Reopened::Declared(outcome) => return Ok(*outcome),
             Reopened::Unfinished(file, journal, records) => (file, journal, records),
         }
     } else {
         destination::inspect(&site, request, None)?;
-        let claim = destination::claim(&site)?;
-        destination::inspect(&site, request, None)?;
-        let opened = destination::create(&site, claim, request, header(&plain, request)?, &mut *observer).await?;
+        let opened = destination::create(&site, request, header(&plain, request)?, &mut *observer).await?;
         (opened.file, opened.journal, BTreeMap::new())
     };
     let replace = request.replace || journal.header.replace;
@@ -167,7 +165,7 @@ enum Reopened {
     Unfinished(File, crate::journal::Journal, BTreeMap<u64, crate::journal::ChunkRecord>),
 }
 
-fn reopen(plain: &Plain, site: &Site) -> Result<Reopened, Error> {
+fn reopen(plain: &Plain, site: &Site, request: &BackupRequest, observer: Observer<'_>) -> Result<Reopened, Error> {
     let fault = |fault| Error::Resume { path: site.image.clone(), fault };
     if !site.journal.exists() {
         return Err(fault(ResumeFault::Nothing));
@@ -179,8 +177,7 @@ fn reopen(plain: &Plain, site: &Site) -> Result<Reopened, Error> {
         return Err(fault(ResumeFault::OtherSource));
     }
     if let Some(copy) = declared(site, &left)? {
-        let _ = site.discard_partial();
-        let _ = claim.remove();
+        destination::tidy(site, claim, request, &copy, observer);
         let shortfall = copy.manifest().reason.is_some().then_some(Shortfall::Unprotected);
         let outcome = BackupOutcome { copy: copy.summary(), shortfall, verified: false };
         return Ok(Reopened::Declared(Box::new(outcome)));

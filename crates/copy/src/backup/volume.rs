@@ -94,8 +94,6 @@ async fn prepare(
     let source =
         SnapshotSource::open(begun, descriptors).map_err(|fault| daemon_fault(&volume.source_name(), fault))?;
     refuse_source(site, source.base_file(), begun)?;
-    let claim = destination::claim(site)?;
-    destination::inspect(site, request, Some(&begun.volume))?;
     let boot = system::boot_id().map_err(Error::Runtime)?;
     let header = JournalHeader {
         copy: CopyId::random(),
@@ -115,7 +113,7 @@ async fn prepare(
         device: None,
         boot: hex::encode(&boot),
     };
-    let opened = destination::create(site, claim, request, header, observer).await?;
+    let opened = destination::create(site, request, header, observer).await?;
     Ok((source, opened))
 }
 
@@ -159,9 +157,7 @@ async fn resume(
         if let Ok(opened) = volume.open(resume).await {
             let _ = blocking(move || opened.session.finish()).await;
         }
-        let _ = site.discard_partial();
-        let _ = claim.remove();
-        crate::Catalogue::new(&request.state).add(&copy)?;
+        destination::tidy(&site, claim, request, &copy, observer);
         return Ok(outcome(Finished { copy, verified: false }));
     }
     let file = destination::reopen(&site, &header)?;

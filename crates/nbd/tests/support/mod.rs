@@ -6,8 +6,8 @@ pub(crate) mod client;
 pub(crate) mod device;
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc;
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -88,10 +88,7 @@ impl Drop for Harness {
 
 /// Bytes without a zero, different at every place nearby.
 pub(crate) fn pattern(len: usize) -> Vec<u8> {
-    static PATTERN: OnceLock<Vec<u8>> = OnceLock::new();
-    let all =
-        PATTERN.get_or_init(|| (0..64 << 20).map(|index: u32| (index % 251 + index / 251 % 3 + 1) as u8).collect());
-    all[..len].to_vec()
+    (0..len).map(|index| (index % 251 + index / 251 % 3 + 1) as u8).collect()
 }
 
 /// Yields until `condition` holds, and fails if it never does.

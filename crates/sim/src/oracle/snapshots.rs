@@ -70,6 +70,10 @@ impl Oracle {
         if let Err(complaint) = model.place(number, epoch) {
             fail(complaint);
         }
+        // The answer may come after a restart has found it, and after it was deleted then.
+        if let Some(snapshot) = model.snapshots.get_mut(&number).filter(|s| s.standing == Standing::Creating) {
+            snapshot.standing = Standing::Live;
+        }
         model.created_epoch = model.created_epoch.max(epoch);
     }
 
@@ -129,6 +133,7 @@ impl Oracle {
                         fail(complaint);
                     }
                     self.state_seen(number, *broken);
+                    self.set(number, Standing::Live);
                     let mut model = self.model();
                     model.created_epoch = model.created_epoch.max(*epoch);
                 }
@@ -232,7 +237,6 @@ impl Model {
         let Some(snapshot) = self.snapshots.get_mut(&number) else {
             return Err(format!("a snapshot {number} was found that nobody made"));
         };
-        snapshot.standing = Standing::Live;
         if let Some(known) = snapshot.moment {
             let same = known.epoch == epoch;
             return if same { Ok(()) } else { Err(format!("snapshot {number} went from epoch {} to {epoch}", known.epoch)) };

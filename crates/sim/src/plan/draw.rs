@@ -79,8 +79,15 @@ fn ends(random: &mut Random) -> Vec<End> {
             End::Stop { after_ops: random.between(10, LEAST_OPS), reboot: random.chance(50) }
         } else {
             let at = *random.pick(&Crash::ALL);
-            // Small numbers die in recovery itself.
-            let reach = if random.chance(20) { 60 } else { 1_500 };
+            // About as many moments as a schedule has; small numbers die in recovery itself.
+            let reach = match at {
+                Crash::Store if random.chance(25) => 40,
+                Crash::Point if random.chance(25) => 8,
+                Crash::Store => 3_000,
+                Crash::Submit => 900,
+                Crash::Complete => 450,
+                Crash::Point => 1_200,
+            };
             End::Kill(CrashPlan { at, number: random.between(1, reach) })
         });
     }
