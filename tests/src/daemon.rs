@@ -100,6 +100,12 @@ impl Daemon {
         assert_eq!(line, "ready", "the first line of `serve`");
     }
 
+    /// Waits until it is ready or has ended; tells whether it is ready.
+    #[must_use]
+    pub fn comes_up(&self) -> bool {
+        self.process().line_or_end(|line| line == "ready").is_some()
+    }
+
     /// The command with this daemon's state directory.
     #[must_use]
     pub fn tzero(&self) -> &Tzero {

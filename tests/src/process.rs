@@ -234,9 +234,20 @@ impl Process {
     /// # Panics
     /// When it ends or its time runs out before.
     pub fn line(&self, wanted: impl Fn(&str) -> bool) -> String {
-        self.stdout.find(Instant::now() + self.limit, wanted).unwrap_or_else(|| {
+        self.line_or_end(wanted).unwrap_or_else(|| {
             panic!("{} did not print the line that was waited for\n{}", self.line, self.transcript())
         })
+    }
+
+    /// Waits for such a line, or for the end of its output.
+    ///
+    /// # Panics
+    /// When its time runs out before.
+    pub fn line_or_end(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        match self.stdout.find(Instant::now() + self.limit, wanted) {
+            Ok(line) => line,
+            Err(Late) => panic!("{} printed nothing of the kind in {:?}\n{}", self.line, self.limit, self.transcript()),
+        }
     }
 
     /// Waits for its end or for a condition, whichever comes first. The condition is looked at again and again.
@@ -393,6 +404,9 @@ struct Captured {
     ended: bool,
 }
 
+/// Time has run out.
+struct Late;
+
 impl Capture {
     fn of(mut stream: impl Read + Send + 'static) -> Self {
         let shared = Arc::new((Mutex::new(Captured::default()), Condvar::new()));
@@ -417,17 +431,20 @@ impl Capture {
         String::from_utf8_lossy(&lock(&self.shared.0).bytes).into_owned()
     }
 
-    fn find(&self, deadline: Instant, wanted: impl Fn(&str) -> bool) -> Option<String> {
+    fn find(&self, deadline: Instant, wanted: impl Fn(&str) -> bool) -> Result<Option<String>, Late> {
         let mut captured = lock(&self.shared.0);
         loop {
             let text = String::from_utf8_lossy(&captured.bytes);
             let whole = if captured.ended { text.len() } else { text.rfind('\n').map_or(0, |end| end + 1) };
             if let Some(line) = text[..whole].lines().find(|line| wanted(line)) {
-                return Some(line.to_owned());
+                return Ok(Some(line.to_owned()));
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if captured.ended || left.is_zero() {
-                return None;
+            if captured.ended {
+                return Ok(None);
+            }
+            if left.is_zero() {
+                return Err(Late);
             }
             captured = self.shared.1.wait_timeout(captured, left).unwrap_or_else(PoisonError::into_inner).0;
         }

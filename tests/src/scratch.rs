@@ -1,8 +1,8 @@
 //! A test's own directory, and comparing files byte for byte.
 
-use std::fs::{self, File};
-use std::io::{BufReader, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::{self, File, Permissions};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -28,7 +28,9 @@ impl Scratch {
     /// When it cannot be made.
     #[must_use]
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("tz-").tempdir();
+        // Others may pass through: PostgreSQL runs as its own user.
+        let open = Permissions::from_mode(0o711);
+        let dir = tempfile::Builder::new().prefix("tz-").permissions(open).tempdir();
         Self { dir: dir.unwrap_or_else(|error| panic!("cannot make a temporary directory: {error}")) }
     }
 
@@ -174,21 +176,37 @@ pub fn assert_differ(left: &Path, right: &Path) {
 }
 
 fn first_difference(left: &Path, right: &Path) -> Option<u64> {
-    let open = |path: &Path| {
-        let file = File::open(path).unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
-        BufReader::new(file).bytes()
-    };
-    let (mut left, mut right) = (open(left), open(right));
+    let (mut left, mut right) = (Chunks::of(left), Chunks::of(right));
     let mut offset = 0;
     loop {
-        let pair = (
-            left.next().transpose().expect("the left file can be read"),
-            right.next().transpose().expect("the right file can be read"),
-        );
-        match pair {
-            (None, None) => return None,
-            (a, b) if a != b => return Some(offset),
-            _ => offset += 1,
+        let (one, other) = (left.next(), right.next());
+        if one.is_empty() && other.is_empty() {
+            return None;
         }
+        if one != other {
+            let same = one.iter().zip(other).take_while(|(a, b)| a == b).count();
+            return Some(offset + same as u64);
+        }
+        offset += one.len() as u64;
+    }
+}
+
+/// A file, a mebibyte at a time.
+struct Chunks {
+    file: File,
+    chunk: Vec<u8>,
+}
+
+impl Chunks {
+    fn of(path: &Path) -> Self {
+        let file = File::open(path).unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
+        Self { file, chunk: Vec::new() }
+    }
+
+    /// The next one: shorter at the end, then empty.
+    fn next(&mut self) -> &[u8] {
+        self.chunk.clear();
+        Read::by_ref(&mut self.file).take(1 << 20).read_to_end(&mut self.chunk).expect("a file can be read");
+        &self.chunk
     }
 }

@@ -92,11 +92,10 @@ impl Tzero {
     /// When the list cannot be had or read.
     #[must_use]
     pub fn snapshots(&self, volume: &str) -> Vec<String> {
-        let finished = self.command(["snapshot", "list", "--json"]).run();
-        finished.exited(0);
-        let mut names = Vec::new();
-        collect_names(&result(&finished), volume, &mut names);
-        names
+        let list = self.json("snapshot list");
+        let list = list["snapshots"].as_array().unwrap_or_else(|| panic!("no list of snapshots: {list}"));
+        let own = list.iter().filter(|snapshot| snapshot["volume"] == volume);
+        own.map(|snapshot| snapshot["name"].as_str().expect("a snapshot has a name").to_owned()).collect()
     }
 
     /// Lines of `snapshot map`, header checked and dropped: (block, state, cache offset).
@@ -127,26 +126,6 @@ impl Tzero {
     }
 }
 
-/// Every snapshot of `volume` that the result of `snapshot list` names, however it nests them.
-fn collect_names(value: &Value, volume: &str, names: &mut Vec<String>) {
-    match value {
-        Value::Array(list) => list.iter().for_each(|item| collect_names(item, volume, names)),
-        Value::Object(object) => {
-            if let Some(name) = object.get("name").and_then(Value::as_str) {
-                let own = object.get("volume").and_then(Value::as_str);
-                match name.split_once('@') {
-                    Some((of, short)) if of == volume => names.push(short.to_owned()),
-                    None if own == Some(volume) => names.push(name.to_owned()),
-                    _ => {}
-                }
-                return;
-            }
-            object.values().for_each(|item| collect_names(item, volume, names));
-        }
-        _ => {}
-    }
-}
-
 /// The result of a `--json` command: its last line, every other being an object too.
 ///
 /// # Panics
@@ -166,7 +145,6 @@ pub fn result(finished: &Finished) -> Value {
 ///
 /// # Panics
 /// When it is more, less, or a bare error number.
-#[must_use]
 pub fn sentence(finished: &Finished) -> String {
     let text = finished.stderr.trim();
     assert!(!text.is_empty(), "no message\n{finished}");

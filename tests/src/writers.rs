@@ -51,19 +51,22 @@ impl Writers {
             finished: AtomicU64::new(0),
             progress: Default::default(),
         });
-        let threads = (0..count)
-            .map(|index| {
-                let client = Client::connect(&shared.socket, &shared.export)
-                    .unwrap_or_else(|failure| panic!("writer {index} cannot connect: {failure}"));
-                let shared = Arc::clone(&shared);
-                std::thread::spawn(move || {
-                    let result = write(&shared, client, index, count, Random::new(seed ^ (index << 32)));
-                    shared.finished.fetch_add(1, Ordering::SeqCst);
-                    shared.progress.1.notify_all();
-                    result
-                })
+        // All of them connect before the first writes: what it writes may be the end of the server.
+        let connect = |index| {
+            Client::connect(&shared.socket, &shared.export)
+                .unwrap_or_else(|failure| panic!("writer {index} cannot connect: {failure}"))
+        };
+        let clients: Vec<Client> = (0..count).map(connect).collect();
+        let threads = clients.into_iter().zip(0..).map(|(client, index)| {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || {
+                let result = write(&shared, client, index, count, Random::new(seed ^ (index << 32)));
+                shared.finished.fetch_add(1, Ordering::SeqCst);
+                shared.progress.1.notify_all();
+                result
             })
-            .collect();
+        });
+        let threads = threads.collect();
         Self { shared, threads }
     }
 

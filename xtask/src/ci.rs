@@ -37,7 +37,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     });
     tests(&mut steps, "unit tests", || nextest::run("ci", &["--workspace", "--locked", "--exclude", "e2e"]));
     if built {
-        tests(&mut steps, "simulator", || Ok(Tally::one(succeeds(&mut lanes::simulation(&[]))?)));
+        tests(&mut steps, "simulator", || Ok(Tally::one(succeeds(&mut lanes::simulation(&lanes::SIMULATION))?)));
         tests(&mut steps, "end to end", || lanes::short(&[]));
     } else {
         for name in ["simulator", "end to end"] {

@@ -3,6 +3,7 @@
 //! A slow test lives in a module named `lane` of its area (`kill::lane::…`); `.config/nextest.toml` leaves those out of
 //! a plain run, and a lane runs exactly those of its areas. Nothing is ever marked as ignored.
 
+use std::ffi::OsStr;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -112,11 +113,15 @@ pub(crate) fn build() -> Result<()> {
 
 /// `cargo xtask sim`.
 pub(crate) fn simulator(arguments: &[String]) -> Result<()> {
-    if succeeds(&mut simulation(arguments))? { Ok(()) } else { bail!("the simulator found a failure") }
+    let mut command = if arguments.is_empty() { simulation(&SIMULATION) } else { simulation(arguments) };
+    if succeeds(&mut command)? { Ok(()) } else { bail!("the simulator found a failure") }
 }
 
+/// What every change must stand: so many schedules, and each race met so often.
+pub(crate) const SIMULATION: [&str; 4] = ["--schedules", "10000", "--each-race", "100"];
+
 /// The simulator's command line.
-pub(crate) fn simulation(arguments: &[String]) -> Command {
+pub(crate) fn simulation<S: AsRef<OsStr>>(arguments: &[S]) -> Command {
     let mut command = cargo(&["run", "--release", "--locked", "--quiet", "--package", "tzero-sim", "--"]);
     command.args(arguments);
     command

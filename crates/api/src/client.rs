@@ -200,8 +200,8 @@ impl Client {
     fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let exchange = exchange(&self.socket, method, path, body);
         let answer = self.runtime.block_on(async { tokio::time::timeout(ANSWER, exchange).await });
-        let (accepted, body) = answer
-            .map_err(|_| ClientError::TimedOut { socket: self.socket.clone(), seconds: ANSWER.as_secs() })??;
+        let (accepted, body) =
+            answer.map_err(|_| ClientError::TimedOut { socket: self.socket.clone(), seconds: ANSWER.as_secs() })??;
         if accepted { Ok(body) } else { Err(ClientError::Refused(self.parse(&body)?)) }
     }
 }

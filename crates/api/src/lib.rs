@@ -12,11 +12,13 @@ mod failure;
 pub mod mover;
 mod name;
 pub mod route;
+mod sentence;
 mod size;
 mod state;
 
 pub use client::{Client, ClientError};
 pub use failure::{Code, Exit, Failure};
 pub use name::{Name, NameError, SnapshotPath, is_private, private_name};
+pub use sentence::sentence;
 pub use size::{Size, SizeError};
 pub use state::StatePaths;

@@ -2,7 +2,7 @@
 //!
 //! A mover connects to the daemon's mover socket and sends one [`Request`] a line (JSON); the daemon answers each
 //! with one [`Reply`] a line. The reply [`Reply::Begun`] carries, as `SCM_RIGHTS` on its first byte, read-only descriptors in the order
-//! of [`Descriptors`]. They are separate opens in the daemon's own I/O mode: never paths, never the locked base
+//! of [`Descriptors`]. They are separate opens in the daemon's own I/O modes: never paths, never the locked base
 //! descriptor itself.
 //!
 //! The connection is a lease: when it ends, whatever the mover had pinned is given up. The private snapshot of
@@ -113,7 +113,7 @@ pub struct Begun {
     pub keep: bool,
     /// The snapshot is private to this copy and goes with it.
     pub private: bool,
-    /// The base and the cache are read with direct I/O.
+    /// The base is read with direct I/O. The cache never is.
     pub direct: bool,
     /// Where the base is, to recognise a destination that is the source. Not to be opened.
     pub base_path: String,

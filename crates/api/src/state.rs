@@ -21,7 +21,8 @@ impl StatePaths {
             return Some("/var/lib/tzero".into());
         }
         let xdg = xdg_state_home.filter(|path| path.is_absolute());
-        xdg.or_else(|| home.filter(|path| path.is_absolute()).map(|home| home.join(".local/state"))).map(|base| base.join("tzero"))
+        xdg.or_else(|| home.filter(|path| path.is_absolute()).map(|home| home.join(".local/state")))
+            .map(|base| base.join("tzero"))
     }
 
     /// The directory itself.

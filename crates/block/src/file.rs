@@ -1,4 +1,6 @@
 //! A device over a file or a block device of the operating system.
+//!
+//! Direct I/O on a device with blocks of more than 512 bytes still takes requests of 512: what is narrower than a block is widened.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -7,10 +9,13 @@ use std::path::Path;
 
 use tzero_io::{Buffer, File, blocking, system};
 
+use crate::edges::Edges;
 use crate::{Action, BlockDevice, ByteRange, Error, Extent, Fault, Geometry, Zeroes};
 
 /// Zeroes are written in pieces of at most this many bytes where nothing faster works.
 const ZERO_PIECE: u64 = 1 << 20;
+/// Requests of this alignment are served whatever the device's blocks, in bytes.
+const SECTOR: u32 = 512;
 /// Most extents that one call answers.
 const MOST_EXTENTS: usize = 4096;
 
@@ -28,6 +33,9 @@ pub struct Mode {
 pub struct FileDevice {
     file: File,
     geometry: Geometry,
+    /// What the operating system wants offsets and lengths to be multiples of, in bytes.
+    block: u64,
+    edges: Edges,
     is_device: bool,
     grows: bool,
 }
@@ -61,13 +69,20 @@ impl FileDevice {
         } else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a block device"));
         };
-        let alignment = match (direct, is_device) {
+        let block = match (direct, is_device) {
             (false, _) => 1,
             (true, true) => system::device_block(&file)?,
             (true, false) => system::direct_alignment(&file)?,
         };
-        let geometry = Geometry { size, alignment };
-        Ok(Self { file: File::new(file, direct), geometry, is_device, grows: false })
+        if !size.is_multiple_of(u64::from(block)) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the size is not a multiple of the block that direct I/O needs",
+            ));
+        }
+        let geometry = Geometry { size, alignment: block.min(SECTOR) };
+        let file = File::new(file, direct);
+        Ok(Self { file, geometry, block: block.into(), edges: Edges::default(), is_device, grows: false })
     }
 
     /// The same file as a device of `size` bytes whatever its length now: writing makes it longer. For caches.
@@ -87,10 +102,66 @@ impl FileDevice {
 
     async fn write_out_zeroes(&self, range: ByteRange, fua: bool) -> Result<(), Error> {
         for piece in range.pieces(ZERO_PIECE) {
-            let (_, result) = self.file.write_at(piece.start(), Buffer::zeroed(piece.len() as usize), fua).await;
+            let (_, result) = self.write_any(piece, Buffer::zeroed(piece.len() as usize), fua).await;
             result.map_err(|source| failed(Action::WriteZeroes, piece, source))?;
         }
         Ok(())
+    }
+
+    fn is_whole(&self, range: ByteRange) -> bool {
+        (range.start() | range.len()).is_multiple_of(self.block)
+    }
+
+    /// The blocks that `range` touches.
+    fn widened(&self, range: ByteRange) -> ByteRange {
+        ByteRange::between(range.start() / self.block * self.block, range.end().next_multiple_of(self.block))
+    }
+
+    async fn read_whole(&self, offset: u64, buffer: Buffer) -> (Buffer, io::Result<()>) {
+        let (buffer, result) = self.file.read_at(offset, buffer).await;
+        let result = match result {
+            Ok(count) if count == buffer.len() => Ok(()),
+            // The file is shorter than the device was when opened.
+            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(source) => Err(source),
+        };
+        (buffer, result)
+    }
+
+    async fn read_any(&self, range: ByteRange, mut buffer: Buffer) -> (Buffer, io::Result<()>) {
+        if self.is_whole(range) {
+            return self.read_whole(range.start(), buffer).await;
+        }
+        let wide = self.widened(range);
+        let (blocks, result) = self.read_whole(wide.start(), Buffer::uncleared(wide.len() as usize)).await;
+        if result.is_ok() {
+            let skip = (range.start() - wide.start()) as usize;
+            let len = buffer.len();
+            buffer.copy_from_slice(&blocks[skip..skip + len]);
+        }
+        (buffer, result)
+    }
+
+    async fn write_any(&self, range: ByteRange, buffer: Buffer, fua: bool) -> (Buffer, io::Result<()>) {
+        if self.block <= u64::from(SECTOR) {
+            return self.file.write_at(range.start(), buffer, fua).await;
+        }
+        let whole = self.is_whole(range);
+        let entered = self.edges.enter(!whole).await;
+        if whole {
+            let written = self.file.write_at(range.start(), buffer, fua).await;
+            drop(entered);
+            return written;
+        }
+        let wide = self.widened(range);
+        let (mut blocks, mut result) = self.read_whole(wide.start(), Buffer::uncleared(wide.len() as usize)).await;
+        if result.is_ok() {
+            let skip = (range.start() - wide.start()) as usize;
+            blocks[skip..skip + buffer.len()].copy_from_slice(&buffer);
+            result = self.file.write_at(wide.start(), blocks, fua).await.1;
+        }
+        drop(entered);
+        (buffer, result)
     }
 
     async fn zero_fast(&self, range: ByteRange, zeroes: Zeroes) -> io::Result<()> {
@@ -130,14 +201,8 @@ impl BlockDevice for FileDevice {
             Ok(range) => range,
             Err(error) => return (buffer, Err(error)),
         };
-        let (buffer, result) = self.file.read_at(offset, buffer).await;
-        let result = match result {
-            Ok(count) if count == buffer.len() => Ok(()),
-            // The file is shorter than the device was when opened.
-            Ok(_) => Err(failed(Action::Read, range, io::ErrorKind::UnexpectedEof.into())),
-            Err(source) => Err(failed(Action::Read, range, source)),
-        };
-        (buffer, result)
+        let (buffer, result) = self.read_any(range, buffer).await;
+        (buffer, result.map_err(|source| failed(Action::Read, range, source)))
     }
 
     async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), Error>) {
@@ -145,7 +210,7 @@ impl BlockDevice for FileDevice {
             Ok(range) => range,
             Err(error) => return (buffer, Err(error)),
         };
-        let (buffer, result) = self.file.write_at(offset, buffer, fua).await;
+        let (buffer, result) = self.write_any(range, buffer, fua).await;
         (buffer, result.map_err(|source| failed(Action::Write, range, source)))
     }
 

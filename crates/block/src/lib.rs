@@ -1,6 +1,7 @@
 //! What a block device is: the contract, ranges, and devices over files and memory.
 
 mod device;
+mod edges;
 mod export;
 mod faulty;
 mod file;

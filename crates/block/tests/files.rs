@@ -2,9 +2,11 @@
 
 use std::fs::OpenOptions;
 use std::path::Path;
+use std::process::Command;
+use std::rc::Rc;
 
 use tzero_block::{Action, BlockDevice, ByteRange, Fault, Faulty, FileDevice, Injected, Mode, Zeroes};
-use tzero_io::{Backend, Buffer, Runtime};
+use tzero_io::{Backend, Buffer, Runtime, spawn};
 
 const SIZE: u64 = 1 << 20;
 
@@ -21,6 +23,78 @@ fn on_all(test: impl AsyncFn(&FileDevice)) {
             let device = file(&directory.path().join("base"), direct);
             Runtime::new(backend).unwrap().block_on(test(&device));
         }
+    }
+}
+
+/// A loop device with blocks of 4096 bytes over a fresh file; given back on drop.
+struct LargeBlocks {
+    device: String,
+    _directory: tempfile::TempDir,
+}
+
+impl LargeBlocks {
+    fn new() -> Self {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let path = directory.path().join("medium");
+        OpenOptions::new().create(true).truncate(true).write(true).open(&path).unwrap().set_len(SIZE).unwrap();
+        let output =
+            Command::new("losetup").args(["--find", "--show", "--sector-size", "4096"]).arg(&path).output().unwrap();
+        assert!(output.status.success(), "a loop device needs root: {}", String::from_utf8_lossy(&output.stderr));
+        Self { device: String::from_utf8(output.stdout).unwrap().trim().into(), _directory: directory }
+    }
+}
+
+impl Drop for LargeBlocks {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.device]).status();
+    }
+}
+
+#[test]
+fn direct_io_on_large_blocks_takes_sectors() {
+    let large = LargeBlocks::new();
+    for backend in [Backend::Ring, Backend::Threads] {
+        Runtime::new(backend).unwrap().block_on(async {
+            let device = FileDevice::open(Path::new(&large.device), Mode { direct: true, writable: true }).unwrap();
+            assert_eq!(device.geometry().alignment, 512);
+            let device = Rc::new(device);
+            // Neighbouring sectors of the same blocks, all at once: none may undo another.
+            let writes: Vec<_> = (0..64u64)
+                .map(|sector| {
+                    let device = Rc::clone(&device);
+                    spawn(async move {
+                        let len = if sector % 5 == 0 { 8192 } else { 512 };
+                        if len == 512 {
+                            let bytes = Buffer::copy_of(&[sector as u8 + 1; 512]);
+                            device.write(sector * 512, bytes, sector % 7 == 0).await.1.unwrap();
+                        } else {
+                            let bytes = Buffer::copy_of(&[0xEE; 8192]);
+                            device.write(65536 + sector * 8192, bytes, false).await.1.unwrap();
+                        }
+                    })
+                })
+                .collect();
+            for write in writes {
+                write.await;
+            }
+            let (buffer, result) = device.read(512, Buffer::uncleared(63 * 512)).await;
+            result.unwrap();
+            for (index, sector) in buffer.chunks(512).enumerate() {
+                let number = index as u8 + 1;
+                let expected = if number % 5 == 0 { 0 } else { number + 1 };
+                assert!(sector.iter().all(|byte| *byte == expected), "sector {number}");
+            }
+            let zeroed = ByteRange::new(1024, 3 * 512);
+            device.write_zeroes(zeroed, Zeroes::default()).await.unwrap();
+            let (buffer, result) = device.read(512, Buffer::uncleared(5 * 512)).await;
+            result.unwrap();
+            assert!(buffer[512..4 * 512].iter().all(|byte| *byte == 0));
+            assert_eq!((buffer[0], buffer[4 * 512]), (2, 0));
+            device
+                .write_zeroes(ByteRange::new(0, SIZE), Zeroes { may_unmap: true, ..Zeroes::default() })
+                .await
+                .unwrap();
+        });
     }
 }
 

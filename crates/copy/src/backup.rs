@@ -22,6 +22,7 @@ mod capture;
 mod destination;
 mod discard;
 mod job;
+mod landing;
 mod plain;
 mod volume;
 

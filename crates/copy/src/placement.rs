@@ -57,7 +57,7 @@ impl Identity {
 }
 
 /// Whether bytes written at `path` would land in `source`: `path` (or, if there is nothing yet, the nearest directory that
-/// would hold it) is the source or lies on it. For a block device as `path` it is also true where `source` lies on it.
+/// would hold it) is the source, or lies on it, or the source lies on it.
 ///
 /// # Errors
 /// When the path cannot be looked at. What the system does not tell about lower layers counts as "not".
@@ -67,8 +67,8 @@ pub fn lies_on(path: &Path, source: &Identity) -> io::Result<bool> {
     if layers_of(place, Some(&start)).contains(source) {
         return Ok(true);
     }
-    // Overwriting a whole disk hits the partitions and volumes that are made of it.
-    Ok(matches!(place, Identity::Device { .. }) && layers_of(*source, None).contains(&place))
+    // Overwriting a whole disk, or the file behind a loop device, hits what is made of it.
+    Ok(layers_of(*source, None).contains(&place))
 }
 
 fn nearest_existing(path: &Path) -> io::Result<PathBuf> {

@@ -231,3 +231,6 @@ pub(crate) fn read_manifest(path: &Path) -> Result<Option<Manifest>, Error> {
         Err(error) => Err(Error::file(FileAction::Read, path)(error)),
     }
 }
+
+#[cfg(test)]
+mod tests;

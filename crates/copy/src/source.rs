@@ -109,7 +109,7 @@ impl SnapshotSource {
             return Err(DaemonFault::Protocol);
         };
         let base = FileDevice::from_file(base, begun.direct).map_err(DaemonFault::Files)?;
-        let cache = FileDevice::from_file(cache, begun.direct).map_err(DaemonFault::Files)?.growing_to(CACHE_REACH);
+        let cache = FileDevice::from_file(cache, false).map_err(DaemonFault::Files)?.growing_to(CACHE_REACH);
         let map = MappedFile::from_file(map, false).map_err(DaemonFault::Files)?;
         let snapshots = MappedFile::from_file(snapshots, false).map_err(DaemonFault::Files)?;
         let originals = OriginalsReader::open(map, snapshots, cache, begun.size)

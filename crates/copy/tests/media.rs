@@ -110,14 +110,14 @@ fn to_a_device_and_back() {
     request.verify = true;
     let outcome = backup(&request).unwrap();
     assert_eq!((outcome.exit(), outcome.copy.device), (Exit::AsAsked, true));
-    assert!(device_bytes(&device, size) == daemon.t0);
+    assert!(device_bytes(&device, size) == *daemon.t0());
     let copy = Copy::open(&device.path, &place.state()).unwrap();
     assert!(verify(&copy).is_good());
     assert_eq!(Copy::open(copy.manifest_path(), &place.state()).unwrap().id(), copy.id());
     assert_eq!(place.catalogue().find(&copy.id().to_string()).unwrap().id(), copy.id());
     let target = place.path("restored");
     restore(copy.clone(), &target, false).unwrap();
-    assert!(fs::read(&target).unwrap() == daemon.t0);
+    assert!(fs::read(&target).unwrap() == *daemon.t0());
 
     // The copy that it holds is not overwritten unasked; then it is un-declared before the first byte lands.
     assert_eq!(refusal(&backup(&request).unwrap_err()), Refusal::CompleteCopy);
@@ -133,7 +133,7 @@ fn to_a_device_and_back() {
     fs::remove_dir_all(place.state().join("catalogue")).unwrap();
     assert_eq!(place.catalogue().rebuild(&[]).unwrap().found, [again.id()]);
     place.catalogue().remove(&again).unwrap();
-    assert!(device_bytes(&device, size) == daemon.t0, "a device keeps its bytes");
+    assert!(device_bytes(&device, size) == *daemon.t0(), "a device keeps its bytes");
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn devices_that_are_refused() {
     assert_eq!(refusal(&backup(&request).unwrap_err()), Refusal::NotBlank);
     request.replace = true;
     backup(&request).unwrap();
-    assert!(device_bytes(&used, size) == daemon.t0);
+    assert!(device_bytes(&used, size) == *daemon.t0());
     let copy = Copy::open(&used.path, &place.state()).unwrap();
     assert!(matches!(refusal(&restore(copy.clone(), &small.path, false).unwrap_err()), Refusal::TooSmall { .. }));
     assert_eq!(refusal(&restore(copy.clone(), &used.path, true).unwrap_err()), Refusal::HoldsCopy);
@@ -164,7 +164,7 @@ fn devices_that_are_refused() {
     assert_eq!(refusal(&restore(copy.clone(), &mounted_device.path, true).unwrap_err()), Refusal::DeviceInUse);
     drop(mounted);
     restore(copy, &mounted_device.path, false).unwrap();
-    assert!(device_bytes(&mounted_device, size) == daemon.t0);
+    assert!(device_bytes(&mounted_device, size) == *daemon.t0());
     assert!(!daemon.stands());
 
     let read_only = Loop::over(&place.path("used"), true).unwrap();
@@ -232,7 +232,7 @@ fn a_full_destination_can_be_resumed_once_there_is_space() {
     run("mount", &["-o", "remount,size=40M", mounted.0.to_str().unwrap()]).unwrap();
     request.resume = true;
     backup(&request).unwrap();
-    assert!(fs::read(&request.destination).unwrap() == daemon.t0);
+    assert!(fs::read(&request.destination).unwrap() == *daemon.t0());
 }
 
 #[test]

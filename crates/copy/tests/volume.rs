@@ -56,8 +56,8 @@ fn a_copy_under_writes_is_the_t0_image() {
 }
 
 fn outcome_t0(daemon: &Daemon) -> Vec<u8> {
-    assert!(daemon.now() != daemon.t0, "the host went on");
-    daemon.t0.clone()
+    assert!(daemon.now() != *daemon.t0(), "the host went on");
+    daemon.t0().to_vec()
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn holes_stay_holes() {
     t0[17 * MIB..17 * MIB + 5000].fill(7);
     let (daemon, place) = (Daemon::start(t0), Place::new());
     let outcome = backup(&place.request(daemon.source())).unwrap();
-    assert_eq!(fs::read(place.image()).unwrap(), daemon.t0);
+    assert_eq!(fs::read(place.image()).unwrap(), *daemon.t0());
     assert!(allocated(&place.image()) <= 64 << 10, "{}", allocated(&place.image()));
     assert!(outcome.copy.bytes_read <= MIB as u64);
     assert!(outcome.copy.bytes_written <= 8192);
@@ -107,7 +107,7 @@ fn resumed_after_the_daemon_was_lost_it_is_still_t0_and_reads_nothing_twice() {
     host.join().unwrap();
     let outcome = outcome.unwrap();
     // What was captured was not saved any more: reading any of it again would have shown the host's later bytes.
-    assert!(fs::read(place.image()).unwrap() == daemon.t0, "the image is not T0's");
+    assert!(fs::read(place.image()).unwrap() == *daemon.t0(), "the image is not T0's");
     assert_eq!(already, incomplete.done);
     assert_eq!(place.names(), COMPLETE);
     assert!(verify(&place.copy()).is_good());
@@ -137,7 +137,7 @@ fn interrupted_again_and_again_it_gets_there() {
     stop.cancel();
     host.join().unwrap();
     assert!(runs > 2);
-    assert!(fs::read(place.image()).unwrap() == daemon.t0, "the image is not T0's");
+    assert!(fs::read(place.image()).unwrap() == *daemon.t0(), "the image is not T0's");
     assert!(verify(&place.copy()).is_good());
 }
 
@@ -202,7 +202,7 @@ fn a_snapshot_that_is_gone_cannot_be_resumed_and_a_new_copy_can_begin() {
     };
     tzero_copy::backup(&request, observer, &Cancel::new()).unwrap();
     assert!(matches!(&notices[..], [Notice::Discarded { .. }]), "{notices:?}");
-    assert_eq!(fs::read(place.image()).unwrap(), daemon.t0);
+    assert_eq!(fs::read(place.image()).unwrap(), *daemon.t0());
     assert_eq!(place.names(), COMPLETE);
 }
 
@@ -266,7 +266,7 @@ fn resuming_something_else_is_refused() {
     assert!(matches!(error, Error::Resume { fault: ResumeFault::ImageGone, .. }), "{error}");
     fs::rename(place.path("kept"), &partial).unwrap();
     backup(&request).unwrap();
-    assert_eq!(fs::read(place.image()).unwrap(), daemon.t0);
+    assert_eq!(fs::read(place.image()).unwrap(), *daemon.t0());
 }
 
 #[test]
@@ -292,7 +292,7 @@ fn after_another_boot_nothing_is_taken_on_trust() {
     };
     tzero_copy::backup(&request, observer, &Cancel::new()).unwrap();
     assert_eq!(recopied, 1);
-    assert_eq!(fs::read(place.image()).unwrap(), daemon.t0);
+    assert_eq!(fs::read(place.image()).unwrap(), *daemon.t0());
     assert!(verify(&place.copy()).is_good());
 }
 
@@ -311,7 +311,7 @@ fn the_source_is_no_destination() {
         assert_sentence(&error);
     }
     assert!(!daemon.stands(), "no snapshot is left behind");
-    assert_eq!(daemon.now(), daemon.t0);
+    assert_eq!(daemon.now(), *daemon.t0());
 }
 
 #[test]
@@ -339,6 +339,6 @@ fn restored_it_is_t0_again() {
     let restored = restore(place.copy(), &target, false).unwrap();
     assert!(restored.verified && !restored.device);
     assert_eq!(restored.bytes_restored, SIZE as u64);
-    assert_eq!(fs::read(&target).unwrap(), daemon.t0);
+    assert_eq!(fs::read(&target).unwrap(), *daemon.t0());
     assert_eq!(ByteRange::new(0, SIZE as u64).len(), fs::metadata(&target).unwrap().len());
 }

@@ -81,7 +81,16 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Address>().map(|address| address.to_string()), Ok(shown.into()));
         }
-        for bad in ["", "unix:", "/run/x", "tcp:10809", "tcp::10809", "tcp:127.0.0.1:", "tcp:127.0.0.1:99999", "udp:127.0.0.1:1"] {
+        for bad in [
+            "",
+            "unix:",
+            "/run/x",
+            "tcp:10809",
+            "tcp::10809",
+            "tcp:127.0.0.1:",
+            "tcp:127.0.0.1:99999",
+            "udp:127.0.0.1:1",
+        ] {
             assert!(matches!(bad.parse::<Address>(), Err(AddressError::Malformed(_))), "{bad}");
         }
         for open in ["tcp:0.0.0.0:10809", "tcp:[::]:1", "tcp:192.168.0.1:1", "tcp:example.org:1"] {

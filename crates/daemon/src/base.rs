@@ -69,7 +69,9 @@ pub(crate) fn open(path: &Path, direct: bool, patience: Patience) -> Result<Open
             return Err(BaseError::NotDirect { path: path.into(), source });
         }
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(BaseError::InUse(path.into())),
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => return Err(BaseError::ReadOnly(path.into())),
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            return Err(BaseError::ReadOnly(path.into()));
+        }
         other => other.map_err(unopenable)?,
     };
     if kind.is_block_device() && system::device_is_read_only(&file).map_err(unopenable)? {

@@ -68,7 +68,9 @@ pub enum ServeError {
     #[error("{0}")]
     CrashPlan(#[from] CrashPlanError),
     /// The end took too long, or a volume could not be closed.
-    #[error("the daemon ended without a clean stop of every volume: after a power failure their snapshots would be lost")]
+    #[error(
+        "the daemon ended without a clean stop of every volume: after a power failure their snapshots would be lost"
+    )]
     Unclean,
 }
 

@@ -126,8 +126,8 @@ fn lock(paths: &StatePaths) -> Result<File, StateError> {
         }
         Err(LockError::Failed(source)) => return Err(failed(source)),
     }
-    // Only for the message above: the lock itself is what counts.
-    file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
+    // Only for the message above: the lock itself is what counts, and a full disk is no reason not to serve.
+    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(file)
 }
 

@@ -50,16 +50,17 @@ impl Exports for Offered {
             Some((volume, snapshot)) => (volume, Some(snapshot)),
             None => (name, None),
         };
-        self.0.with(volume, |volume| {
-            let Condition::Serving(serving) = &volume.condition else { return Err(ExportError::Unknown) };
-            let Some(snapshot) = snapshot else {
-                return Ok(Session { kind: Kind::Host(serving.engine.session()), _used: volume.used(None) });
-            };
-            let info = serving.engine.snapshot(snapshot).filter(is_surfaced).ok_or(ExportError::Unknown)?;
-            let view = serving.engine.view(snapshot).map_err(|_| ExportError::Unknown)?;
-            Ok(Session { kind: Kind::View(view), _used: volume.used(Some(info.id)) })
-        })
-        .ok_or(ExportError::Unknown)?
+        self.0
+            .with(volume, |volume| {
+                let Condition::Serving(serving) = &volume.condition else { return Err(ExportError::Unknown) };
+                let Some(snapshot) = snapshot else {
+                    return Ok(Session { kind: Kind::Host(serving.engine.session()), _used: volume.used(None) });
+                };
+                let info = serving.engine.snapshot(snapshot).filter(is_surfaced).ok_or(ExportError::Unknown)?;
+                let view = serving.engine.view(snapshot).map_err(|_| ExportError::Unknown)?;
+                Ok(Session { kind: Kind::View(view), _used: volume.used(Some(info.id)) })
+            })
+            .ok_or(ExportError::Unknown)?
     }
 }
 

@@ -77,7 +77,12 @@ impl BaseIdentity {
     }
 
     /// How this base differs from one that was left as `left` and, where it was left in good order, looking like `clean`.
-    pub(crate) fn difference(&self, base: &File, left: &Self, clean: Option<&CleanStop>) -> io::Result<Option<Difference>> {
+    pub(crate) fn difference(
+        &self,
+        base: &File,
+        left: &Self,
+        clean: Option<&CleanStop>,
+    ) -> io::Result<Option<Difference>> {
         if !self.same_base(left) {
             return Ok(Some(Difference::Identity));
         }
@@ -95,8 +100,7 @@ impl CleanStop {
     /// Of an open base of `size` bytes whose writes are durable.
     pub(crate) fn of(base: &File, size: u64) -> io::Result<Self> {
         let metadata = base.metadata()?;
-        let (modified_ns, changed_ns) =
-            if metadata.file_type().is_block_device() { (0, 0) } else { times(&metadata) };
+        let (modified_ns, changed_ns) = if metadata.file_type().is_block_device() { (0, 0) } else { times(&metadata) };
         Ok(Self { modified_ns, changed_ns, samples: samples(base, size)? })
     }
 }

@@ -19,7 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use tzero_api::mover::{Begun, Descriptors, FailureCode, LONGEST_LINE, Reply, Request};
-use tzero_api::{Name, SnapshotPath, is_private, private_name};
+use tzero_api::{Name, SnapshotPath, is_private, private_name, sentence};
 use tzero_block::ByteRange;
 use tzero_engine::{SnapshotError, SnapshotInfo, SnapshotKind};
 use tzero_io::{descriptors, system};
@@ -45,8 +45,8 @@ enum Trouble {
     Lost(#[from] io::Error),
 }
 
-fn refused(code: FailureCode, message: impl ToString) -> Trouble {
-    Trouble::Refused { code, message: message.to_string() }
+fn refused(code: FailureCode, message: impl std::fmt::Display) -> Trouble {
+    Trouble::Refused { code, message: sentence(message) }
 }
 
 /// Listens for movers and serves them until the process ends.
@@ -114,7 +114,8 @@ impl Session {
             let request: Request = match serde_json::from_slice(&line) {
                 Ok(request) => request,
                 Err(error) => {
-                    let sentence = format!("the request is malformed ({error}): use one version of tzero for daemon and backup");
+                    let sentence =
+                        format!("the request is malformed ({error}): use one version of tzero for daemon and backup");
                     self.answer(&failed(refused(FailureCode::Invalid, sentence)))?;
                     continue;
                 }
@@ -162,7 +163,10 @@ impl Session {
         let name: Name = name.parse().map_err(|error| refused(FailureCode::Invalid, error))?;
         let path = SnapshotPath { volume: volume.name.clone(), snapshot: name };
         if is_private(path.snapshot.as_str()) {
-            let sentence = format!("{path} belongs to a backup: go on with it by `tzero backup {} --to DEST --resume`", volume.name);
+            let sentence = format!(
+                "{path} belongs to a backup: go on with it by `tzero backup {} --to DEST --resume`",
+                volume.name
+            );
             return Err(refused(FailureCode::Invalid, sentence));
         }
         let info = volume.snapshot(&path.snapshot).map_err(|error| refused(FailureCode::Unknown, error))?;
@@ -221,8 +225,12 @@ impl Session {
         settled.blocking_recv().map_err(|_| stopped())?;
 
         let record = volume.record.as_ref().ok_or_else(stopped)?;
-        let files = open_for_mover(&volume, record.direct)
-            .map_err(|error| refused(FailureCode::Failed, format!("the files of volume {} cannot be opened for a mover: {error}", volume.name)))?;
+        let files = open_for_mover(&volume, record.direct).map_err(|error| {
+            refused(
+                FailureCode::Failed,
+                format!("the files of volume {} cannot be opened for a mover: {error}", volume.name),
+            )
+        })?;
         let begun = Begun {
             volume: volume.name.to_string(),
             volume_id: record.id.clone(),
@@ -264,6 +272,11 @@ impl Session {
         let released = self.daemon.threads.run(move || async move { engine.release(id, &ranges).await });
         match released.blocking_recv().map_err(|_| stopped())? {
             Ok(()) => self.answer(&Reply::Released),
+            Err(SnapshotError::State(error)) => {
+                // What is not on record stays needed: that costs saves and space, not bytes, and is no reason to fail a backup.
+                tracing::warn!(snapshot = %path, "what was captured cannot be recorded and is not released: {error}");
+                self.answer(&Reply::Released)
+            }
             Err(SnapshotError::NotLive) => Err(self.lost(&volume, &path, id)),
             Err(error) => Err(snapshot_trouble(&path, &error)),
         }
@@ -366,7 +379,7 @@ fn open_for_mover(volume: &Volume, direct: bool) -> io::Result<[File; Descriptor
     let base = format!("/proc/self/fd/{}", serving.base.as_raw_fd());
     Ok([
         open(Path::new(&base), direct)?,
-        open(&serving.cache, direct)?,
+        open(&serving.cache, false)?,
         open(&engine.join(MAP), false)?,
         open(&engine.join(SNAPSHOTS), false)?,
     ])

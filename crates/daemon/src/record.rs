@@ -16,6 +16,10 @@ use crate::identity::{BaseIdentity, CleanStop};
 /// Version of the file that this program writes, and the only one it reads.
 const VERSION: u32 = 1;
 const FILE: &str = "volume.json";
+/// What the base looked like at the last clean stop, in JSON, padded with spaces; nothing but spaces while a daemon serves it.
+const CLEAN_STOP: &str = "clean-stop";
+/// Its length in bytes. It is allocated once and overwritten in place, so that a full disk stops no daemon and no host.
+const CLEAN_STOP_LEN: usize = 512;
 const GONE: &str = "~gone";
 /// The engine's own files.
 const ENGINE: &str = "state";
@@ -41,8 +45,6 @@ pub(crate) struct VolumeRecord {
     pub(crate) generation: u64,
     /// Absent until the base has been opened for the first time.
     pub(crate) identity: Option<BaseIdentity>,
-    /// What the base looked like when a daemon last let go of it in good order; absent while one is serving it.
-    pub(crate) clean: Option<CleanStop>,
 }
 
 /// Why a record cannot be had.
@@ -93,7 +95,27 @@ impl VolumeDirectory {
             DirBuilder::new().mode(0o700).recursive(true).create(&path).map_err(failed(&path))?;
         }
         self.write(record)?;
+        self.record_clean_stop(None)?;
         sync_parent(&self.path).map_err(failed(&self.path))
+    }
+
+    /// Records what the base looks like, or that somebody may be changing it.
+    pub(crate) fn record_clean_stop(&self, stop: Option<&CleanStop>) -> Result<(), RecordError> {
+        let path = self.path.join(CLEAN_STOP);
+        let write = || {
+            let mut bytes = stop.map(serde_json::to_vec).transpose()?.unwrap_or_default();
+            bytes.resize(CLEAN_STOP_LEN, b' ');
+            let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            file.write_all(&bytes)?;
+            file.sync_data()
+        };
+        write().map_err(failed(&path))
+    }
+
+    /// What the base looked like when a daemon last let go of it in good order; `None` if none did, or one is serving it.
+    pub(crate) fn clean_stop(&self) -> Option<CleanStop> {
+        let bytes = fs::read(self.path.join(CLEAN_STOP)).ok()?;
+        serde_json::from_slice(&bytes).ok()
     }
 
     pub(crate) fn write(&self, record: &VolumeRecord) -> Result<(), RecordError> {
@@ -168,7 +190,6 @@ pub(crate) fn new_record(id: String, request: &tzero_api::control::AddVolume, de
         declared,
         generation: 1,
         identity: None,
-        clean: None,
     }
 }
 
@@ -245,6 +266,26 @@ mod tests {
         fs::rename(&directory.path, &gone).unwrap();
         assert_eq!(remembered(&state).unwrap(), []);
         assert!(!gone.exists());
+    }
+
+    #[test]
+    fn a_clean_stop_is_kept_in_place() {
+        let scratch = tempfile::tempdir().unwrap();
+        let state = StatePaths::new(scratch.path());
+        let written = record("v", None);
+        let directory = VolumeDirectory::new(&state, &written.name);
+        directory.create(&written).unwrap();
+        let file = directory.path.join(CLEAN_STOP);
+        let len = || fs::metadata(&file).unwrap().len();
+        assert_eq!((directory.clean_stop(), len()), (None, CLEAN_STOP_LEN as u64));
+
+        let base = scratch.path().join("base");
+        fs::write(&base, [1; 4096]).unwrap();
+        let stop = CleanStop::of(&File::open(&base).unwrap(), 4096).unwrap();
+        directory.record_clean_stop(Some(&stop)).unwrap();
+        assert_eq!((directory.clean_stop().as_ref(), len()), (Some(&stop), CLEAN_STOP_LEN as u64));
+        directory.record_clean_stop(None).unwrap();
+        assert_eq!((directory.clean_stop(), len()), (None, CLEAN_STOP_LEN as u64));
     }
 
     #[test]

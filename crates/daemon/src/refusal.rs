@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use tzero_api::{Code, Failure, Name, SnapshotPath};
+use tzero_api::{Code, Failure, Name, SnapshotPath, sentence};
 use tzero_engine::SnapshotError;
 
 use crate::base::BaseError;
@@ -72,8 +72,15 @@ impl Refusal {
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::NoVolume(_) | Self::NoSnapshot(_) => Code::Unknown,
-            Self::VolumeTaken(_) | Self::SnapshotTaken(_) | Self::BaseTaken { .. } | Self::BaseOverlaps { .. } => Code::Taken,
-            Self::Reserved(_) | Self::Grain(_) | Self::Relative(_) | Self::NoRoom | Self::Malformed(_) | Self::Name(_) => Code::Invalid,
+            Self::VolumeTaken(_) | Self::SnapshotTaken(_) | Self::BaseTaken { .. } | Self::BaseOverlaps { .. } => {
+                Code::Taken
+            }
+            Self::Reserved(_)
+            | Self::Grain(_)
+            | Self::Relative(_)
+            | Self::NoRoom
+            | Self::Malformed(_)
+            | Self::Name(_) => Code::Invalid,
             Self::HasSnapshots { .. }
             | Self::HasClients { .. }
             | Self::BeingChanged(_)
@@ -86,6 +93,6 @@ impl Refusal {
 
 impl From<&Refusal> for Failure {
     fn from(refusal: &Refusal) -> Self {
-        Self { code: refusal.code(), message: refusal.to_string() }
+        Self { code: refusal.code(), message: sentence(refusal) }
     }
 }

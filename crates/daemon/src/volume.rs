@@ -18,10 +18,10 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::RwLock;
 use tzero_api::control::{self, VolumeState};
-use tzero_api::{Name, SnapshotPath, is_private};
+use tzero_api::{Name, SnapshotPath, is_private, sentence};
 use tzero_block::FileDevice;
 use tzero_engine::{SnapshotInfo, SnapshotState, VolumeOptions};
-use tzero_io::{Directory, LockError, Sender, system};
+use tzero_io::{Directory, LockError, Sender};
 use tzero_originals::{Originals, SnapshotId};
 
 use crate::base::{self, OpenBase, Patience};
@@ -91,7 +91,7 @@ impl Volume {
     /// A volume that cannot be served.
     pub(crate) fn failed(name: Name, record: Option<VolumeRecord>, directory: VolumeDirectory, why: &Refusal) -> Self {
         tracing::error!(volume = %name, "not served: {why}");
-        Self::new(name, record, directory, Condition::Failed(why.to_string().into()))
+        Self::new(name, record, directory, Condition::Failed(sentence(why).into()))
     }
 
     /// Opens the engine on an open base, and brings the record up to date.
@@ -102,15 +102,20 @@ impl Volume {
         mut record: VolumeRecord,
         base: OpenBase,
     ) -> Result<Self, Refusal> {
-        let base_changed = changed(&record, &base)?;
-        if base_changed {
-            record.generation += u64::from(record.identity.as_ref().is_some_and(|left| !base.identity.same_base(left)));
-        }
+        let base_changed = changed(&record, directory.clean_stop().as_ref(), &base)?;
+        let is_other = record.identity.as_ref().is_some_and(|left| !base.identity.same_base(left));
         let cache = directory.cache(&record);
         let engine = open_engine(threads, opening, &directory, &record, &base, &cache, base_changed).await?;
-        record.identity = Some(base.identity);
-        record.clean = None;
-        directory.write(&record)?;
+        if record.identity.as_ref() != Some(&base.identity) {
+            record.identity = Some(base.identity);
+            record.generation += u64::from(is_other);
+            directory.write(&record)?;
+        }
+        // After the engine has on record what the comparison found, and before the first change. Left over, it could only break
+        // snapshots that are right.
+        if let Err(error) = directory.record_clean_stop(None) {
+            tracing::warn!(volume = %record.name, "the last clean stop stays on record: {error}");
+        }
         let serving = Serving { _maintained: maintain(threads, &engine), engine, base: base.file, cache };
         Ok(Self::new(record.name.clone(), Some(record), directory, Condition::Serving(serving)))
     }
@@ -119,9 +124,7 @@ impl Volume {
     pub(crate) fn serving(&self) -> Result<&Serving, Refusal> {
         match &self.condition {
             Condition::Serving(serving) => Ok(serving),
-            Condition::Failed(reason) => {
-                Err(Refusal::NotServed { volume: self.name.clone(), reason: reason.clone() })
-            }
+            Condition::Failed(reason) => Err(Refusal::NotServed { volume: self.name.clone(), reason: reason.clone() }),
         }
     }
 
@@ -147,7 +150,10 @@ impl Volume {
             && let Some(identity) = &record.identity
         {
             let clean = CleanStop::of(&serving.base, identity.size()).map_err(failed)?;
-            self.directory.write(&VolumeRecord { clean: Some(clean), ..record.clone() })?;
+            if let Err(error) = self.directory.record_clean_stop(Some(&clean)) {
+                // The next start then knows less of what happens to the base until then.
+                tracing::warn!(volume = %self.name, "what the base looks like cannot be recorded: {error}");
+            }
         }
         Ok(())
     }
@@ -258,10 +264,10 @@ pub(crate) fn is_surfaced(info: &SnapshotInfo) -> bool {
     !info.private && !is_private(&info.name) && matches!(info.state, SnapshotState::Live | SnapshotState::Ended)
 }
 
-fn changed(record: &VolumeRecord, base: &OpenBase) -> Result<bool, Refusal> {
+fn changed(record: &VolumeRecord, clean: Option<&CleanStop>, base: &OpenBase) -> Result<bool, Refusal> {
     let Some(left) = &record.identity else { return Ok(false) };
     let unreadable = |source| base::BaseError::Unopenable { path: record.base.clone(), source };
-    let difference = base.identity.difference(&base.file, left, record.clean.as_ref()).map_err(unreadable)?;
+    let difference = base.identity.difference(&base.file, left, clean).map_err(unreadable)?;
     if let Some(difference) = difference {
         tracing::warn!(volume = %record.name, "the base was changed while the daemon was down ({difference:?}): snapshots are broken");
     }
@@ -279,14 +285,15 @@ async fn open_engine(
 ) -> Result<Arc<Engine>, Refusal> {
     let volume = || record.name.clone();
     let unopenable = |source| base::BaseError::Unopenable { path: record.base.clone(), source };
-    let device = base.file.try_clone().and_then(|file| FileDevice::from_file(file, record.direct)).map_err(unopenable)?;
+    let device =
+        base.file.try_clone().and_then(|file| FileDevice::from_file(file, record.direct)).map_err(unopenable)?;
     let no_cache = |source| Refusal::Cache { volume: volume(), path: cache_path.into(), source };
-    let cache_file = lock_cache(cache_path.into(), record.direct).await.map_err(|error| match error {
+    let cache_file = lock_cache(cache_path.into()).await.map_err(|error| match error {
         CacheFault::Locked => Refusal::CacheLocked { volume: volume(), path: cache_path.into() },
         CacheFault::Io(source) => no_cache(source),
     })?;
     let limit = record.cache_limit.unwrap_or(UNLIMITED);
-    let cache = FileDevice::from_file(cache_file, record.direct).map_err(no_cache)?.growing_to(limit);
+    let cache = FileDevice::from_file(cache_file, false).map_err(no_cache)?.growing_to(limit);
     let options = VolumeOptions {
         name: record.name.to_string(),
         id: id_bytes(&record.id),
@@ -334,9 +341,9 @@ enum CacheFault {
 }
 
 /// Opens the original cache and locks it: requests of a killed daemon must not land in slots that this one uses again.
-async fn lock_cache(path: PathBuf, direct: bool) -> Result<File, CacheFault> {
+async fn lock_cache(path: PathBuf) -> Result<File, CacheFault> {
     let locked = tokio::task::spawn_blocking(move || {
-        let file = open_cache(&path, direct).map_err(CacheFault::Io)?;
+        let file = open_cache(&path).map_err(CacheFault::Io)?;
         match base::lock(&file, Patience::Linger) {
             Ok(()) => Ok(file),
             Err(LockError::Held) => Err(CacheFault::Locked),
@@ -346,16 +353,10 @@ async fn lock_cache(path: PathBuf, direct: bool) -> Result<File, CacheFault> {
     locked.await.expect("opening a cache does not panic")
 }
 
-/// The original cache's file: private, made where it is not there.
-fn open_cache(path: &Path, direct: bool) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(if direct { system::DIRECT } else { 0 })
-        .open(path)
+/// The original cache's file: private, made where it is not there. Always through the page cache: originals are small appends that are
+/// mostly read back soon, or never.
+fn open_cache(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 fn id_bytes(id: &str) -> [u8; 16] {

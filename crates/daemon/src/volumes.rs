@@ -170,8 +170,7 @@ impl Volumes {
     /// Originals of a base on the base itself would make every save another change.
     fn check_placement(&self, request: &AddVolume, base: &OpenBase) -> Result<(), Refusal> {
         let lies_on = |path: &Path| {
-            (self.lies_on)(path, &base.file)
-                .map_err(|source| Refusal::CacheDirectory { path: path.into(), source })
+            (self.lies_on)(path, &base.file).map_err(|source| Refusal::CacheDirectory { path: path.into(), source })
         };
         if let Some(directory) = &request.cache_dir {
             let unusable = |source| Refusal::CacheDirectory { path: directory.clone(), source };

@@ -187,6 +187,12 @@ impl Client {
         match fault {
             FaultOp::Base(action, times, effect) => self.scene.base.inject(injection(action, times, effect)),
             FaultOp::Cache(action, times, effect) => self.scene.cache.inject(injection(action, times, effect)),
+            FaultOp::Corrupt(pick) => {
+                if self.scene.cache.corrupt(pick) {
+                    self.scene.corrupted.set(true);
+                    self.scene.races.reach(Race::Corrupted);
+                }
+            }
             FaultOp::State(call, times) => self.scene.directory.inject(StorageFault { call, skip: 0, times }),
         }
     }

@@ -148,6 +148,16 @@ impl Disk {
         self.state().bytes[range.start() as usize..range.end() as usize].to_vec()
     }
 
+    /// Changes one byte of an allocated sector, which follows from the number; `false` if there is none.
+    pub fn corrupt(&self, pick: u64) -> bool {
+        let mut state = self.state();
+        let allocated: Vec<usize> = (0..state.allocated.len()).filter(|sector| state.allocated[*sector]).collect();
+        let Some(sector) = allocated.get((pick % allocated.len().max(1) as u64) as usize) else { return false };
+        let at = (sector * SECTOR as usize + (pick >> 32) as usize % SECTOR as usize).min(state.bytes.len() - 1);
+        state.bytes[at] ^= 1 << (pick % 8);
+        true
+    }
+
     /// Opens the disk for `process`.
     pub fn open(&self, process: Process) -> DiskHandle {
         let options = &self.state().options;

@@ -360,7 +360,10 @@ pub fn spawn_joined<T: 'static>(process: Process, name: String, body: impl Futur
     spawn(process, name, false, async move {
         let filler = filler;
         let value = body.await;
-        filler.0.borrow_mut().value = Some(value);
+        // What a process says in the poll in which it dies, nobody hears.
+        if !is_dead(process) {
+            filler.0.borrow_mut().value = Some(value);
+        }
     });
     Joined(slot)
 }

@@ -143,6 +143,8 @@ pub enum FaultOp {
     Base(tzero_block::Action, u64, Effect),
     /// Of the cache.
     Cache(tzero_block::Action, u64, Effect),
+    /// A byte of the cache turns into another: of a sector that follows from the number.
+    Corrupt(u64),
     /// Of the state files.
     State(StorageCall, u64),
 }
@@ -213,7 +215,7 @@ impl Plan {
     /// Whether something in it can break a snapshot.
     pub fn may_break(&self) -> bool {
         let faulty = |op: &Op| match op {
-            Op::Fault(FaultOp::Base(..)) => false,
+            Op::Fault(FaultOp::Base(..) | FaultOp::Corrupt(_)) => false,
             Op::Fault(FaultOp::Cache(_, _, effect)) => !matches!(effect, Effect::Stall(_)),
             Op::Fault(FaultOp::State(..)) => true,
             _ => false,

@@ -58,6 +58,7 @@ races! {
     MapFull = "map cannot grow: snapshot broken, host goes on",
     SaveFailed = "payload cannot be written: snapshot broken, host goes on",
     BadOriginal = "original cannot be read from the base: that grain errors",
+    Corrupted = "cache damaged: an error, never wrong bytes",
     SourceReadError = "source read error during a copy: the copy fails",
     ViewStalled = "view reader stalled for ever, or went away, in mid-read",
     CrashWithChange = "daemon killed with changes in flight",

@@ -78,6 +78,8 @@ pub struct Scene {
     pub ops_done: Cell<u64>,
     /// The daemon takes nothing new.
     pub stopping: Cell<bool>,
+    /// The cache was damaged.
+    pub corrupted: Cell<bool>,
     /// The last daemon was stopped cleanly, not killed.
     pub stopped: Cell<bool>,
     /// The last incarnation, alive or dead.
@@ -91,6 +93,8 @@ pub struct Scene {
     next_snapshot: Cell<u32>,
     news: Notify,
     power_lost: Cell<bool>,
+    /// A daemon has served since the last clean stop.
+    served: Cell<bool>,
 }
 
 impl Scene {
@@ -116,6 +120,7 @@ impl Scene {
             copies: RefCell::default(),
             ops_done: Cell::new(0),
             stopping: Cell::new(false),
+            corrupted: Cell::new(false),
             stopped: Cell::new(false),
             process: Cell::new(None),
             boot: Cell::new(1),
@@ -126,6 +131,7 @@ impl Scene {
             next_snapshot: Cell::new(1),
             news: Notify::default(),
             power_lost: Cell::new(false),
+            served: Cell::new(false),
             plan,
         })
     }
@@ -249,6 +255,7 @@ impl Scene {
             self.oracle.is_broken(known.number)
         };
         broken && self.plan.may_break()
+            || self.corrupted.get()
             || self.oracle.standing(known.number) != Standing::Live
             || self.known.borrow().get(&known.number).is_none_or(|known| known.ended)
             || self.oracle.may_be_released(known.number, self.touched(range))
@@ -327,12 +334,19 @@ impl Scene {
             fail(format!("{} entries of the map were damaged by a death of the process", recovered.damaged));
         }
         self.power_lost.set(false);
+        self.served.set(true);
         self.oracle.recovered(&found);
         let maintained = Arc::clone(&volume);
         spawn(process, "daemon: maintain".into(), false, async move { maintained.maintain().await });
         *self.daemon.borrow_mut() = Some(Daemon { process, volume, busy: Rc::default() });
         self.count_standing();
         self.announce();
+    }
+
+    /// The daemon has recorded a clean stop.
+    pub fn stopped_cleanly(&self) {
+        self.stopped.set(true);
+        self.served.set(false);
     }
 
     /// The daemon is dead: nobody serves until the next one does.
@@ -343,10 +357,10 @@ impl Scene {
         self.announce();
     }
 
-    /// The machine stopped, too.
+    /// The machine stopped, too. Snapshots are lost with it if the daemon had served since the last clean stop.
     pub fn lose_power(&self) {
         self.boot.set(self.boot.get() + 1);
-        self.power_lost.set(true);
+        self.power_lost.set(self.power_lost.get() || self.served.get());
         self.races.reach(Race::PowerLost);
     }
 

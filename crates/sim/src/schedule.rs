@@ -163,7 +163,7 @@ async fn stop(scene: &Rc<Scene>, process: Process) {
             fail(format!("the volume cannot be closed: {error}"));
         }
         if !is_dead(process) {
-            closing.stopped.set(true);
+            closing.stopped_cleanly();
             die(process);
         }
     });

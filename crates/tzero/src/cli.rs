@@ -233,7 +233,11 @@ mod tests {
 
     #[test]
     fn global_options_stand_anywhere() {
-        for line in ["tzero --state /s --json volume list", "tzero volume list --json --state /s", "tzero volume --json list --state /s"] {
+        for line in [
+            "tzero --state /s --json volume list",
+            "tzero volume list --json --state /s",
+            "tzero volume --json list --state /s",
+        ] {
             let cli = parse(line).unwrap();
             assert!(cli.json, "{line}");
             assert_eq!(cli.state, Some("/s".into()), "{line}");

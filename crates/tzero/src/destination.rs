@@ -58,7 +58,16 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_bad_usage() {
-        for text in ["archive:-", "archive:/x", "tape:/dev/nst0", "repo:/r", "image:nbd+unix:///x?socket=/s", "nbd+unix:///", "", "image:"] {
+        for text in [
+            "archive:-",
+            "archive:/x",
+            "tape:/dev/nst0",
+            "repo:/r",
+            "image:nbd+unix:///x?socket=/s",
+            "nbd+unix:///",
+            "",
+            "image:",
+        ] {
             assert_eq!(backup_destination(text, "v").unwrap_err().exit, Exit::Usage, "{text}");
         }
         for text in ["nbd+unix:///", "volume:v", ""] {

@@ -82,5 +82,6 @@ fn is_root() -> bool {
 
 /// The path from the root, as the daemon and the catalogue need it, without following links.
 fn absolute(path: &Path) -> Result<PathBuf, Ending> {
-    std::path::absolute(path).map_err(|error| Ending::failed(format!("{} cannot be made absolute: {error}", path.display())))
+    std::path::absolute(path)
+        .map_err(|error| Ending::failed(format!("{} cannot be made absolute: {error}", path.display())))
 }

@@ -74,8 +74,9 @@ pub(crate) fn notice(sentence: impl Display) {
 
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> =
-        (0..columns).map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .collect();
     let mut text = String::new();
     for row in rows {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>();
@@ -106,14 +107,25 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = [vec!["NAME".into(), "STATE".into()], vec!["a-long-name".into(), "ok".into()], vec!["b".into(), String::new()]];
+        let rows = [
+            vec!["NAME".into(), "STATE".into()],
+            vec!["a-long-name".into(), "ok".into()],
+            vec!["b".into(), String::new()],
+        ];
         assert_eq!(table(&rows), "NAME         STATE\na-long-name  ok\nb\n");
         assert_eq!(table(&[]), "");
     }
 
     #[test]
     fn bytes_have_a_unit() {
-        for (count, text) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), ((1 << 20) - 1, "1.0 MiB"), (5 << 30, "5.0 GiB"), (u64::MAX, "16.0 EiB")] {
+        for (count, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            ((1 << 20) - 1, "1.0 MiB"),
+            (5 << 30, "5.0 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
             assert_eq!(bytes(count), text);
         }
     }

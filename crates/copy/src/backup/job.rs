@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use tzero_api::mover::FailureCode;
 use tzero_block::{ByteRange, FileDevice};
-use tzero_io::{Task, blocking, spawn, system};
+use tzero_io::{blocking, system};
 
 use super::capture::Captures;
 use super::destination::enter;
+use super::landing::{FlushBehind, Landing};
 use crate::digests::chunk_range;
 use crate::error::{DaemonFault, FileAction, Incomplete, ResumeFault, StopCause};
 use crate::flow::{self, End, Landed, Outcome, Sink, Step, Target};
@@ -22,9 +23,6 @@ use crate::site::Site;
 use crate::source::{PlainSource, Source};
 use crate::verify::{Expected, compare};
 use crate::{Cancel, Copy, Error, Event, Notice, Observer, Phase, Timestamp};
-
-/// How many bytes are made durable and dropped from the page cache at a time.
-const FLUSH_BEHIND: u64 = 64 << 20;
 
 /// A copy in the making.
 pub(crate) struct Job<'a, S> {
@@ -380,87 +378,5 @@ impl Sink for Recheck {
             self.lost.push(landed.index);
         }
         Ok(())
-    }
-}
-
-/// Takes chunks that are in the destination: journal first, then the daemon.
-struct Landing<'a> {
-    done: u64,
-    total: u64,
-    file: &'a File,
-    journal: &'a mut Journal,
-    records: &'a mut BTreeMap<u64, ChunkRecord>,
-    source_name: &'a str,
-    site: &'a Site,
-    captures: Option<Captures>,
-    behind: FlushBehind,
-    observer: Observer<'a>,
-}
-
-impl Sink for Landing<'_> {
-    async fn landed(&mut self, landed: Landed) -> Result<(), Error> {
-        let Landed { index, range, outcome, read, changed, written } = landed;
-        let digest = match outcome {
-            Outcome::Good(digest) => digest,
-            Outcome::Unreadable(range, fault) => {
-                return Err(Error::Source { source_name: self.source_name.to_owned(), range, fault });
-            }
-            Outcome::Unwritable(source) => return Err(Error::Target { path: self.site.partial.clone(), source }),
-            Outcome::Mismatch => unreachable!("nothing is expected of a chunk that is copied for the first time"),
-        };
-        let record = ChunkRecord { digest, read, changed, written };
-        self.journal.append(index, &record).map_err(Error::file(FileAction::Write, &self.site.journal))?;
-        self.records.insert(index, record);
-        if let Some(captures) = &mut self.captures {
-            captures.add(range).await.map_err(|fault| daemon_fault(self.source_name, fault))?;
-        }
-        self.behind.add(range, written, self.file, self.site).await?;
-        self.done += range.len();
-        (self.observer)(&Event::Progress { phase: Phase::Copy, done: self.done, total: self.total });
-        Ok(())
-    }
-}
-
-/// Makes what was written durable soon, and drops it from the page cache. One such flush at a time.
-#[derive(Default)]
-struct FlushBehind {
-    from: u64,
-    to: u64,
-    written: u64,
-    running: Option<Task<std::io::Result<()>>>,
-}
-
-impl FlushBehind {
-    async fn add(&mut self, range: ByteRange, written: u64, file: &File, site: &Site) -> Result<(), Error> {
-        if self.written == 0 {
-            self.from = range.start();
-        }
-        self.to = range.end();
-        self.written += written;
-        if self.written < FLUSH_BEHIND {
-            return Ok(());
-        }
-        let failed = Error::file(FileAction::Flush, &site.partial);
-        let (from, len) = (self.from, self.to - self.from);
-        self.written = 0;
-        let result = match self.running.take() {
-            Some(running) => running.await,
-            None => Ok(()),
-        };
-        let file = result.and_then(|()| file.try_clone()).map_err(failed)?;
-        self.running = Some(spawn(blocking(move || {
-            file.sync_data()?;
-            system::drop_cache(&file, from, len);
-            Ok(())
-        })));
-        Ok(())
-    }
-
-    /// A failed flush is reported by the kernel once: it must not be lost here.
-    async fn finish(self, path: &std::path::Path) -> Result<(), Error> {
-        match self.running {
-            Some(running) => running.await.map_err(Error::file(FileAction::Flush, path)),
-            None => Ok(()),
-        }
     }
 }

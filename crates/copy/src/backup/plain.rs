@@ -16,7 +16,7 @@ use super::job::{Finished, Job};
 use super::{BackupOutcome, BackupRequest, Shortfall, destination, volume::declared};
 use crate::digests::CHUNK;
 use crate::error::{FileAction, Refusal, ResumeFault};
-use crate::journal::{JournalHeader, PlainRecord};
+use crate::journal::{ChunkRecord, Journal, JournalHeader, PlainRecord};
 use crate::manifest::{ModeUsed, VolumeRecord};
 use crate::placement::Identity;
 use crate::site::Site;
@@ -106,15 +106,15 @@ pub(crate) async fn backup(
     let plain = Plain::open(path)?;
     let identity = Identity::of_file(&plain.file).map_err(Error::file(FileAction::Open, &plain.path))?;
     destination::refuse_source(&site, &[identity])?;
-    let (file, journal, records) = if request.resume {
+    let Unfinished { file, journal, records } = if request.resume {
         match reopen(&plain, &site, request, &mut *observer)? {
             Reopened::Declared(outcome) => return Ok(*outcome),
-            Reopened::Unfinished(file, journal, records) => (file, journal, records),
+            Reopened::Unfinished(unfinished) => *unfinished,
         }
     } else {
         destination::inspect(&site, request, None)?;
         let opened = destination::create(&site, request, header(&plain, request)?, &mut *observer).await?;
-        (opened.file, opened.journal, BTreeMap::new())
+        Unfinished { file: opened.file, journal: opened.journal, records: BTreeMap::new() }
     };
     let replace = request.replace || journal.header.replace;
     let job = Job {
@@ -160,9 +160,15 @@ fn header(plain: &Plain, request: &BackupRequest) -> Result<JournalHeader, Error
     })
 }
 
+struct Unfinished {
+    file: File,
+    journal: Journal,
+    records: BTreeMap<u64, ChunkRecord>,
+}
+
 enum Reopened {
     Declared(Box<BackupOutcome>),
-    Unfinished(File, crate::journal::Journal, BTreeMap<u64, crate::journal::ChunkRecord>),
+    Unfinished(Box<Unfinished>),
 }
 
 fn reopen(plain: &Plain, site: &Site, request: &BackupRequest, observer: Observer<'_>) -> Result<Reopened, Error> {
@@ -187,5 +193,5 @@ fn reopen(plain: &Plain, site: &Site, request: &BackupRequest, observer: Observe
     }
     let file = destination::reopen(site, &left.header)?;
     let journal = claim.resume(&left);
-    Ok(Reopened::Unfinished(file, journal, left.records))
+    Ok(Reopened::Unfinished(Box::new(Unfinished { file, journal, records: left.records })))
 }

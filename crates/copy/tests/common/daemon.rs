@@ -48,7 +48,8 @@ pub struct Daemon {
     pub directory: tempfile::TempDir,
     pub socket: PathBuf,
     pub base: PathBuf,
-    pub t0: Vec<u8>,
+    t0: Mutex<Arc<Vec<u8>>>,
+    size: u64,
     pub heard: Mutex<Heard>,
     pub fault: Mutex<Fault>,
     saved: Mutex<Vec<bool>>,
@@ -89,7 +90,8 @@ impl Daemon {
             snapshot: Mutex::default(),
             cache: cache.unwrap(),
             table,
-            t0,
+            size: t0.len() as u64,
+            t0: Mutex::new(Arc::new(t0)),
             directory,
         });
         let serving = Arc::clone(&daemon);
@@ -106,6 +108,11 @@ impl Daemon {
         BackupSource::Volume { mover_socket: self.socket.clone(), volume: "vm".into(), snapshot: None }
     }
 
+    /// What the volume held when the snapshot was taken.
+    pub fn t0(&self) -> Arc<Vec<u8>> {
+        Arc::clone(&self.t0.lock().unwrap())
+    }
+
     pub fn now(&self) -> Vec<u8> {
         fs::read(&self.base).unwrap()
     }
@@ -119,7 +126,8 @@ impl Daemon {
         let range = self.cache.grains().range(GrainIndex(grain));
         let mut saved = self.saved.lock().unwrap();
         if self.stands() && !std::mem::replace(&mut saved[grain as usize], true) {
-            let original = &self.t0[range.start() as usize..range.end() as usize];
+            let t0 = self.t0();
+            let original = &t0[range.start() as usize..range.end() as usize];
             let zero = original.iter().all(|byte| *byte == 0);
             let reservation = self.cache.reserve(1, u64::from(!zero)).unwrap();
             let payload = if zero {
@@ -163,6 +171,10 @@ impl Daemon {
     }
 
     fn create_snapshot(&self) -> [u8; 16] {
+        // The host stands still meanwhile.
+        let mut saved = self.saved.lock().unwrap();
+        saved.fill(false);
+        *self.t0.lock().unwrap() = Arc::new(self.now());
         let id = tzero_io::system::random_id();
         let record = Record {
             id: SnapshotId(id),
@@ -170,7 +182,7 @@ impl Daemon {
             epoch: EPOCH,
             created_ns: 1_700_000_000_000_000_001,
             pause_ns: 42_000,
-            size: self.t0.len() as u64,
+            size: self.size,
             originals: Originals::Release,
             private: true,
             broken_at: 0,
@@ -259,7 +271,7 @@ impl Daemon {
             volume: "vm".into(),
             volume_id: SnapshotId(VOLUME).to_string(),
             generation: 1,
-            size: self.t0.len() as u64,
+            size: self.size,
             grain: GRAIN as u32,
             snapshot: "backup-0badcafe".into(),
             snapshot_id: SnapshotId(id).to_string(),

@@ -1,5 +1,5 @@
 //! What several tests need.
-#![allow(dead_code, missing_docs, clippy::missing_panics_doc)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::missing_panics_doc)]
 
 pub mod daemon;
 

@@ -11,6 +11,8 @@ use crate::storage::StorageCall;
 
 /// Largest device in bytes.
 const MOST_BYTES: u64 = 1 << 20;
+/// Grains of a chunk of the pending bitmap, and of what shares a shard of the index.
+const CHUNK: u64 = 4096;
 const LEAST_OPS: u64 = 200;
 const MOST_OPS: u64 = 280;
 
@@ -27,21 +29,27 @@ pub(super) fn plan(seed: u64, random: &mut Random) -> Plan {
 }
 
 fn shape(random: &mut Random) -> Shape {
-    let grain = 512_u64 << random.below(8);
     let alignment = *random.pick(&[1, 512]);
     let cell = if alignment == 512 { 512 } else { *random.pick(&[512, 512, 64, 16]) };
     let most = if cell < 512 { MOST_BYTES / 16 } else { MOST_BYTES };
-    let grains = random.between(16, 512).min((most / grain).max(16));
+    // Now and then more grains than one chunk of the pending bitmap has.
+    let many = cell == 512 && random.chance(6);
+    let (grain, grains) = if many {
+        (512, random.between(CHUNK + 1, 2 * CHUNK + 300))
+    } else {
+        let grain = 512_u64 << random.below(8);
+        (grain, random.between(16, 512).min((most / grain).max(16)))
+    };
     let mut size = grains * grain;
     if random.chance(60) {
         // A short last grain; where the base allows it, of any length.
-        size -= random.below(grain / cell) * cell;
+        size -= random.below(grain.div_ceil(cell)) * cell;
         if alignment == 1 && random.chance(40) {
             size -= random.below(cell);
         }
     }
     let scarce = random.chance(12);
-    let slots = if scarce { random.between(1, grains) } else { grains * 10 };
+    let slots = if scarce { random.between(1, grains.min(512)) } else { grains * if many { 3 } else { 10 } };
     Shape {
         grain: grain as u32,
         cells: Cells { cell, size },
@@ -99,7 +107,13 @@ fn hot(shape: &Shape, random: &mut Random) -> ByteRange {
     let grain = u64::from(shape.grain);
     let grains = shape.cells.size.div_ceil(grain);
     let wide = random.between(2, 10).min(grains);
-    let first = if random.chance(30) { grains - wide } else { random.below(grains - wide + 1) };
+    let first = if grains > CHUNK && random.chance(70) {
+        (CHUNK - random.below(wide)).min(grains - wide)
+    } else if random.chance(30) {
+        grains - wide
+    } else {
+        random.below(grains - wide + 1)
+    };
     ByteRange::between(first * grain, ((first + wide) * grain).min(shape.cells.size))
 }
 
@@ -210,7 +224,7 @@ impl Draw<'_> {
         }
         let times = self.random.magnitude(4);
         let stall = Effect::Stall(self.random.magnitude(50_000_000));
-        Op::Fault(match self.random.below(10) {
+        Op::Fault(match self.random.below(11) {
             0 | 1 => FaultOp::Base(Action::Read, times, Effect::Fail),
             2 => FaultOp::Base(Action::Write, times, *self.random.pick(&[Effect::Fail, Effect::NoSpace])),
             3 => FaultOp::Base(*self.random.pick(&[Action::Read, Action::Write]), times, stall),
@@ -219,6 +233,7 @@ impl Draw<'_> {
             6 => FaultOp::Cache(Action::Read, times, Effect::Fail),
             7 => FaultOp::Cache(*self.random.pick(&[Action::Read, Action::Write]), times, stall),
             8 => FaultOp::Base(*self.random.pick(&[Action::WriteZeroes, Action::Discard]), times, Effect::Fail),
+            9 => FaultOp::Corrupt(self.random.word()),
             _ => FaultOp::State(*self.random.pick(&[StorageCall::Create, StorageCall::Grow]), times),
         })
     }

@@ -17,11 +17,15 @@ pub(crate) fn run(command: Snapshot, state: &StatePaths, output: Output) -> Resu
     match command {
         Snapshot::Create { snapshot, volume } => {
             let [volume] = <[Name; 1]>::try_from(volume).map_err(|volumes| {
-                Ending::usage(format!("one snapshot of {} volumes at once is not in this version: name one volume", volumes.len()))
+                Ending::usage(format!(
+                    "one snapshot of {} volumes at once is not in this version: name one volume",
+                    volumes.len()
+                ))
             })?;
             let snapshot = client.create_snapshot(&SnapshotPath { volume, snapshot })?;
             let t0 = Timestamp(snapshot.t0_ns);
-            output.line(format!("snapshot {}@{}: {t0}, pause {} µs", snapshot.volume, snapshot.name, snapshot.pause_us));
+            output
+                .line(format!("snapshot {}@{}: {t0}, pause {} µs", snapshot.volume, snapshot.name, snapshot.pause_us));
             output.result("snapshot", &object(&snapshot));
         }
         Snapshot::List => {
@@ -118,7 +122,11 @@ fn show(snapshot: &control::Snapshot, output: Output) {
     output.line(format!("pause      {} µs", snapshot.pause_us));
     output.line(format!("size       {} ({} bytes)", Size(snapshot.size), snapshot.size));
     output.line(format!("epoch      {}", snapshot.epoch));
-    output.line(format!("originals  {}, {} needed by this snapshot alone", originals(snapshot.originals), bytes(snapshot.unique_bytes)));
+    output.line(format!(
+        "originals  {}, {} needed by this snapshot alone",
+        originals(snapshot.originals),
+        bytes(snapshot.unique_bytes)
+    ));
     if snapshot.private {
         let mover = if snapshot.mover { "a mover is at work" } else { "no mover is at work" };
         output.line(format!("backup     private, {} captured, {mover}", bytes(snapshot.captured_bytes)));

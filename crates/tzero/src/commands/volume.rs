@@ -78,7 +78,12 @@ fn show(volume: &control::Volume, output: Output) {
     output.line(format!("direct      {}", yes_no(volume.direct)));
     output.line(format!("generation  {}", volume.generation));
     output.line(format!("cache       {}", volume.cache.display()));
-    output.line(format!("originals   {} in use, {} on disk, limit {}", bytes(volume.cache_used), bytes(volume.cache_file), limit(volume)));
+    output.line(format!(
+        "originals   {} in use, {} on disk, limit {}",
+        bytes(volume.cache_used),
+        bytes(volume.cache_file),
+        limit(volume)
+    ));
     output.line(format!("snapshots   {}", volume.snapshots));
     output.line(format!("clients     {}", volume.connections));
     output.line(format!("configured  {}", yes_no(volume.declared)));

@@ -43,7 +43,7 @@ const STEP: Duration = Duration::from_millis(5);
 
 pub(crate) fn run(demo: &Demo, output: Output) -> Result<Exit, Ending> {
     let size = demo.size.0;
-    if size % BLOCK as u64 != 0 || !(SMALLEST..=LARGEST).contains(&size) {
+    if !size.is_multiple_of(BLOCK as u64) || !(SMALLEST..=LARGEST).contains(&size) {
         let sentence = format!("the size {} does not suit a demo: give a multiple of 4K from 1M to 16G", demo.size);
         return Err(Ending::usage(sentence));
     }
@@ -80,12 +80,17 @@ fn tell(stage: &mut Stage, size: u64, output: Output) -> Result<Value, Ending> {
     let blocks = size / BLOCK as u64;
     let base = stage.path("base.img");
     let failed = |what: &str, error| Ending::failed(format!("{what} failed: {error}"));
-    File::create_new(&base).and_then(|file| file.set_len(size)).map_err(|error| failed("making the volume's file", error))?;
+    File::create_new(&base)
+        .and_then(|file| file.set_len(size))
+        .map_err(|error| failed("making the volume's file", error))?;
     stage.serve()?;
     stage.run(&["volume", "add", VOLUME, text(&base)?])?;
-    output.line(format!("a volume of {} is served; {WRITERS} writers stamp its {blocks} blocks and go on overwriting them", Size(size)));
+    output.line(format!(
+        "a volume of {} is served; {WRITERS} writers stamp its {blocks} blocks and go on overwriting them",
+        Size(size)
+    ));
 
-    let (logs, act) = under_load(stage, blocks, |stage, schedule| back_up(stage, schedule))?;
+    let (logs, act) = under_load(stage, blocks, back_up)?;
     let writes: usize = logs.iter().map(Vec::len).sum();
     let during = logs.iter().flatten().filter(|write| (act.begun..act.ended).contains(&write.acknowledged)).count();
     output.line(format!(
@@ -107,7 +112,9 @@ fn tell(stage: &mut Stage, size: u64, output: Output) -> Result<Value, Ending> {
     if instant.latest < act.begun || instant.earliest > act.ended {
         return Err(Ending::failed("NOT PROVED: the restored image is of an instant outside the backup"));
     }
-    open(&base).and_then(|image| history.prove_current(image, blocks)).map_err(|flaw| not_proved("the volume", flaw))?;
+    open(&base)
+        .and_then(|image| history.prove_current(image, blocks))
+        .map_err(|flaw| not_proved("the volume", flaw))?;
     if instant.moved_on == 0 {
         return Err(Ending::failed("NOT PROVED: nothing was written after the backup's instant"));
     }
@@ -158,11 +165,8 @@ fn under_load<T>(
     act: impl FnOnce(&Stage, &Schedule) -> Result<T, Ending>,
 ) -> Result<(Vec<Log>, T), Ending> {
     let socket = stage.socket();
-    let schedule = Schedule {
-        begun: Instant::now(),
-        filled: Barrier::new(WRITERS as usize + 1),
-        stop: AtomicBool::new(false),
-    };
+    let schedule =
+        Schedule { begun: Instant::now(), filled: Barrier::new(WRITERS as usize + 1), stop: AtomicBool::new(false) };
     thread::scope(|scope| {
         let watch = scope.spawn(|| {
             while !schedule.stop.load(Ordering::Acquire) {
@@ -199,5 +203,7 @@ fn wait(schedule: &Schedule, time: Duration) {
 }
 
 fn text(path: &Path) -> Result<&str, Ending> {
-    path.to_str().ok_or_else(|| Ending::usage(format!("the path {} is not UTF-8: name another place with --dir", path.display())))
+    path.to_str().ok_or_else(|| {
+        Ending::usage(format!("the path {} is not UTF-8: name another place with --dir", path.display()))
+    })
 }

@@ -37,7 +37,9 @@ pub(crate) enum Flaw {
     Unreadable(#[from] io::Error),
     #[error("block {0} is torn or holds what nobody wrote there")]
     Foreign(u64),
-    #[error("block {block} holds a write that was sent {by_ns} ns after another block's missing write was acknowledged: they are of different instants")]
+    #[error(
+        "block {block} holds a write that was sent {by_ns} ns after another block's missing write was acknowledged: they are of different instants"
+    )]
     Torn { block: u64, by_ns: u64 },
     #[error("block {0} does not hold the last write that was acknowledged")]
     Stale(u64),

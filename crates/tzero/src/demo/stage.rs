@@ -34,7 +34,8 @@ impl Stage {
             .prefix("tzero-demo-")
             .tempdir_in(parent)
             .map_err(|error| Ending::failed(format!("no directory can be made in {}: {error}", parent.display())))?;
-        let program = env::current_exe().map_err(|error| Ending::failed(format!("the program itself cannot be found: {error}")))?;
+        let program = env::current_exe()
+            .map_err(|error| Ending::failed(format!("the program itself cannot be found: {error}")))?;
         Ok(Self { directory, program, interrupted, daemon: None })
     }
 
@@ -92,12 +93,16 @@ impl Stage {
             }
         }
         let log = fs::read_to_string(self.path("log")).unwrap_or_default();
-        Err(Ending::failed(format!("the daemon did not get ready: {}", log.lines().last().unwrap_or("it said nothing"))))
+        Err(Ending::failed(format!(
+            "the daemon did not get ready: {}",
+            log.lines().last().unwrap_or("it said nothing")
+        )))
     }
 
     /// Runs a command of this program to its end; gives the last line of its JSON.
     pub(crate) fn run(&self, arguments: &[&str]) -> Result<Value, Ending> {
-        let failed = |error: io::Error| Ending::failed(format!("`tzero {}` cannot be run: {error}", arguments.join(" ")));
+        let failed =
+            |error: io::Error| Ending::failed(format!("`tzero {}` cannot be run: {error}", arguments.join(" ")));
         let child = self.command().arg("--json").args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let output = child.and_then(Child::wait_with_output).map_err(failed)?;
         self.go_on()?;

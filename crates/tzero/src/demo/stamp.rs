@@ -35,7 +35,8 @@ impl Stamp {
         let words = block.as_chunks::<8>().0;
         let (who, place) = (u64::from_le_bytes(*words.first()?), u64::from_le_bytes(*words.get(1)?));
         let stamp = Self { writer: (who >> 32) as u32, sequence: who as u32, block: place };
-        let whole = words.len() == WORDS && words.iter().enumerate().all(|(index, word)| u64::from_le_bytes(*word) == stamp.word(index));
+        let whole = words.len() == WORDS
+            && words.iter().enumerate().all(|(index, word)| u64::from_le_bytes(*word) == stamp.word(index));
         whole.then_some(stamp)
     }
 }

@@ -64,9 +64,15 @@ struct Writer<'a> {
 pub(crate) fn run(socket: &Path, export: &str, number: u32, blocks: u64, schedule: &Schedule) -> io::Result<Log> {
     let opened = Connection::open(socket, export);
     let mut writer = match opened {
-        Ok(connection) => {
-            Writer { connection, number, blocks, schedule, log: Log::new(), in_flight: BTreeMap::new(), buffer: vec![0; BLOCK] }
-        }
+        Ok(connection) => Writer {
+            connection,
+            number,
+            blocks,
+            schedule,
+            log: Log::new(),
+            in_flight: BTreeMap::new(),
+            buffer: vec![0; BLOCK],
+        },
         Err(error) => {
             // Nobody may wait for this one.
             schedule.stop.store(true, Ordering::Release);

@@ -1,0 +1,100 @@
+//! What happens to a chunk once its bytes are in the destination: journal first, then the daemon, then the page cache.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+
+use tzero_block::ByteRange;
+use tzero_io::{Task, blocking, spawn, system};
+
+use super::capture::Captures;
+use super::job::daemon_fault;
+use crate::error::FileAction;
+use crate::flow::{Landed, Outcome, Sink};
+use crate::journal::{ChunkRecord, Journal};
+use crate::site::Site;
+use crate::{Error, Event, Observer, Phase};
+
+/// How many bytes are made durable and dropped from the page cache at a time.
+const FLUSH_BEHIND: u64 = 64 << 20;
+
+/// Takes chunks that are in the destination: journal first, then the daemon.
+pub(crate) struct Landing<'a> {
+    pub(crate) done: u64,
+    pub(crate) total: u64,
+    pub(crate) file: &'a File,
+    pub(crate) journal: &'a mut Journal,
+    pub(crate) records: &'a mut BTreeMap<u64, ChunkRecord>,
+    pub(crate) source_name: &'a str,
+    pub(crate) site: &'a Site,
+    pub(crate) captures: Option<Captures>,
+    pub(crate) behind: FlushBehind,
+    pub(crate) observer: Observer<'a>,
+}
+
+impl Sink for Landing<'_> {
+    async fn landed(&mut self, landed: Landed) -> Result<(), Error> {
+        let Landed { index, range, outcome, read, changed, written } = landed;
+        let digest = match outcome {
+            Outcome::Good(digest) => digest,
+            Outcome::Unreadable(range, fault) => {
+                return Err(Error::Source { source_name: self.source_name.to_owned(), range, fault });
+            }
+            Outcome::Unwritable(source) => return Err(Error::Target { path: self.site.partial.clone(), source }),
+            Outcome::Mismatch => unreachable!("nothing is expected of a chunk that is copied for the first time"),
+        };
+        let record = ChunkRecord { digest, read, changed, written };
+        self.journal.append(index, &record).map_err(Error::file(FileAction::Write, &self.site.journal))?;
+        self.records.insert(index, record);
+        if let Some(captures) = &mut self.captures {
+            captures.add(range).await.map_err(|fault| daemon_fault(self.source_name, fault))?;
+        }
+        self.behind.add(range, written, self.file, self.site).await?;
+        self.done += range.len();
+        (self.observer)(&Event::Progress { phase: Phase::Copy, done: self.done, total: self.total });
+        Ok(())
+    }
+}
+
+/// Makes what was written durable soon, and drops it from the page cache. One such flush at a time.
+#[derive(Default)]
+pub(crate) struct FlushBehind {
+    from: u64,
+    to: u64,
+    written: u64,
+    running: Option<Task<std::io::Result<()>>>,
+}
+
+impl FlushBehind {
+    async fn add(&mut self, range: ByteRange, written: u64, file: &File, site: &Site) -> Result<(), Error> {
+        if self.written == 0 {
+            self.from = range.start();
+        }
+        self.to = range.end();
+        self.written += written;
+        if self.written < FLUSH_BEHIND {
+            return Ok(());
+        }
+        let failed = Error::file(FileAction::Flush, &site.partial);
+        let (from, len) = (self.from, self.to - self.from);
+        self.written = 0;
+        let result = match self.running.take() {
+            Some(running) => running.await,
+            None => Ok(()),
+        };
+        let file = result.and_then(|()| file.try_clone()).map_err(failed)?;
+        self.running = Some(spawn(blocking(move || {
+            file.sync_data()?;
+            system::drop_cache(&file, from, len);
+            Ok(())
+        })));
+        Ok(())
+    }
+
+    /// A failed flush is reported by the kernel once: it must not be lost here.
+    pub(crate) async fn finish(self, path: &std::path::Path) -> Result<(), Error> {
+        match self.running {
+            Some(running) => running.await.map_err(Error::file(FileAction::Flush, path)),
+            None => Ok(()),
+        }
+    }
+}

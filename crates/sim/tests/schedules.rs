@@ -1,0 +1,80 @@
+//! The simulator as a test: schedules pass, are repeatable, and every planted fault is caught.
+
+use tzero_engine::Planted;
+use tzero_sim::plan::Plan;
+use tzero_sim::runner::{run_many, run_seed, sweep};
+use tzero_sim::schedule;
+
+/// Most schedules that a planted fault may survive.
+const MOST_SCHEDULES: u64 = 4_000;
+
+fn silent(_: u64) {}
+
+#[test]
+fn schedules_pass() {
+    let total = run_many(1, 300, 2, 1, None, &silent);
+    assert_eq!(total.failures, [], "replay with: cargo run --release -p tzero-sim -- --replay SEED");
+    assert!(total.ops >= 200 * total.schedules, "{} operations", total.ops);
+}
+
+#[test]
+fn a_seed_is_a_schedule() {
+    for seed in 0..12 {
+        let (first, second) = (run_seed(seed, None), run_seed(seed, None));
+        assert_eq!((first.trace, first.steps, first.ops), (second.trace, second.steps, second.ops), "seed {seed}");
+        assert_eq!(first.races, second.races, "seed {seed}");
+    }
+    assert_ne!(run_seed(1, None).trace, run_seed(2, None).trace);
+}
+
+#[test]
+fn another_interleaving_of_the_same_plan_is_another_schedule() {
+    let mut plan = Plan::new(5);
+    let first = schedule::run(&plan, None);
+    plan.run_seed += 1;
+    assert_ne!(first.trace, schedule::run(&plan, None).trace);
+}
+
+#[test]
+fn kills_at_many_moments_of_one_schedule() {
+    let (runs, failed) = sweep(3, 37, 2, None);
+    assert!(failed.is_none(), "{failed:?}");
+    assert!(runs > 50, "{runs} kills");
+}
+
+macro_rules! caught {
+    ($($test:ident: $fault:ident,)*) => {
+        $(#[test]
+        fn $test() {
+            let total = run_many(1, MOST_SCHEDULES, 2, 1, Some(Planted::$fault), &silent);
+            assert!(!total.failures.is_empty(), "{} schedules did not notice it", total.schedules);
+        })*
+
+        #[test]
+        fn every_fault_that_can_be_planted_has_its_test() {
+            assert_eq!([$(Planted::$fault),*].len(), Planted::ALL.len());
+        }
+    };
+}
+
+caught! {
+    map_looked_up_first_is_caught: MapLookedUpFirst,
+    last_original_wins_is_caught: LastOriginalWins,
+    bit_cleared_before_entry_is_caught: BitClearedBeforeEntry,
+    bits_tested_before_registering_is_caught: BitsTestedBeforeRegistering,
+    arm_then_stale_clear_is_caught: ArmThenStaleClear,
+    slot_reused_while_needed_is_caught: SlotReusedWhileNeeded,
+    released_served_from_base_is_caught: ReleasedServedFromBase,
+    release_persisted_after_clear_is_caught: ReleasePersistedAfterClear,
+    ended_takes_later_entry_is_caught: EndedTakesLaterEntry,
+    save_ignores_straddlers_is_caught: SaveIgnoresStraddlers,
+    view_ignores_straddlers_is_caught: ViewIgnoresStraddlers,
+    second_writer_does_not_wait_is_caught: SecondWriterDoesNotWait,
+    payload_after_entry_is_caught: PayloadAfterEntry,
+    failed_save_ignored_is_caught: FailedSaveIgnored,
+    trim_not_held_back_is_caught: TrimNotHeldBack,
+    zeroes_not_saved_is_caught: ZeroesNotSaved,
+    view_without_last_check_is_caught: ViewWithoutLastCheck,
+    last_grain_forgotten_is_caught: LastGrainForgotten,
+    bad_original_as_zeroes_is_caught: BadOriginalAsZeroes,
+}
