@@ -126,23 +126,26 @@ assert bytes(host.pread(len(T0), 0)) == bytes(new)
 assert bytes(view.pread(len(T0), 0)) == T0
 
 # Many requests in flight on one connection, answered in any order.
-cookies = {}
+waiting = {host: set(), view: set()}
+buffers = []
 for index in range(256):
     offset = index * 16384
     data = bytes([index % 255 + 1]) * 4096
-    cookies[host.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(data)), offset)] = None
+    source = nbd.Buffer.from_bytearray(bytearray(data))
+    buffers.append((source, None))
+    waiting[host].add(host.aio_pwrite(source, offset))
     new[offset : offset + 4096] = data
-    buffer = nbd.Buffer(16384)
-    cookies[view.aio_pread(buffer, offset)] = (buffer, offset)
-while host.aio_in_flight() or view.aio_in_flight():
-    for handle in (host, view):
-        if handle.aio_in_flight():
+    target = nbd.Buffer(16384)
+    buffers.append((target, offset))
+    waiting[view].add(view.aio_pread(target, offset))
+while any(waiting.values()):
+    for handle, cookies in waiting.items():
+        if cookies:
             handle.poll(100)
-        while handle.aio_peek_command_completed():
-            assert handle.aio_command_completed(handle.aio_peek_command_completed())
-for pair in filter(None, cookies.values()):
-    buffer, offset = pair
-    assert bytes(buffer.to_bytearray()) == T0[offset : offset + 16384], offset
+        cookies.difference_update([cookie for cookie in cookies if handle.aio_command_completed(cookie)])
+for buffer, offset in buffers:
+    if offset is not None:
+        assert bytes(buffer.to_bytearray()) == T0[offset : offset + 16384], offset
 assert bytes(host.pread(len(T0), 0)) == bytes(new)
 assert bytes(view.pread(len(T0), 0)) == T0
 

@@ -107,7 +107,7 @@ impl Program {
         let mut command = Command::new(find(OsStr::new("setpriv")));
         command.args(["--pdeathsig", "KILL"]);
         if let Some(user) = &self.user {
-            command.args(["--reuid", user, "--regid", user, "--init-groups"]);
+            command.args(["--reuid", user, "--regid", &group_of(user), "--init-groups"]);
         }
         command.arg("--").args(&self.words).process_group(0);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -168,6 +168,14 @@ pub fn find(name: &OsStr) -> PathBuf {
         .map(|dir| dir.join(name))
         .find(|file| file.is_file())
         .unwrap_or_else(|| panic!("this test needs `{}`: run `cargo xtask setup`", name.to_string_lossy()))
+}
+
+/// Number of a user's own group.
+fn group_of(user: &str) -> String {
+    let output = Command::new("id").args(["-g", user]).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot ask for the group of {user}: {error}"));
+    assert!(output.status.success(), "there is no user {user}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// A running child. Dropping it kills its whole group and reaps it.

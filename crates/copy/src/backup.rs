@@ -7,16 +7,17 @@
 //! ```
 //!
 //! # Invariants
-//! 1. (INV-9) The copy is declared, by one rename, only after all bytes are durable and the snapshot was found to stand unbroken
-//!    after the last of them was read.
+//! 1. (INV-9) The copy is declared, by one rename, only after all bytes are durable and the snapshot was found to
+//!    stand unbroken after the last of them was read.
 //! 2. What stood at the destination is as it was until then. (A device has no "until then": its old copy is un-declared
 //!    first, and only on `replace`.)
 //! 3. (INV-10) Nothing that goes wrong here reaches the host; what is left of it is a snapshot that can be deleted.
 //! 4. A run that ends in any other way than declared or given up leaves a journal, and the same T0 can be resumed.
 //!
-//! The mover reads the base as the daemon does (buffered or direct), so page cache and medium never disagree. Buffered, its reads go
-//! through the host's page cache, where the kernel's own aging must tell them from the host's; what it *wrote* it drops
-//! again behind itself as soon as it is durable, so that a large copy leaves no dirty flood and does not push the host out.
+//! The mover reads the base as the daemon does (buffered or direct), so page cache and medium never disagree.
+//! Buffered, its reads go through the host's page cache, where the kernel's own aging must tell them from the host's;
+//! what it *wrote* it drops again behind itself as soon as it is durable, so that a large copy leaves no dirty flood
+//! and does not push the host out.
 
 mod capture;
 mod destination;
@@ -108,8 +109,8 @@ impl BackupOutcome {
 /// Makes a copy and declares it.
 ///
 /// # Errors
-/// [`Error::Incomplete`] where it can go on later with the same T0. All others leave nothing of it, and whatever stood at the
-/// destination still does.
+/// [`Error::Incomplete`] where it can go on later with the same T0. All others leave nothing of it, and whatever stood
+/// at the destination still does.
 pub fn backup(request: &BackupRequest, observer: Observer<'_>, cancel: &Cancel) -> Result<BackupOutcome, Error> {
     let runtime = Runtime::new(Backend::Auto).map_err(Error::Runtime)?;
     let destination = std::path::absolute(&request.destination);

@@ -1,7 +1,8 @@
 //! Which copies there are, for finding them by name.
 //!
-//! One small JSON file for each copy, `STATE/catalogue/ID.json`. It is a convenience: everything in it comes from the copy's
-//! own manifest and can be had from there again ([`Catalogue::rebuild`]). A copy named by its path needs none of it.
+//! One small JSON file for each copy, `STATE/catalogue/ID.json`. It is a convenience: everything in it comes from the
+//! copy's own manifest and can be had from there again ([`Catalogue::rebuild`]). A copy named by its path needs none
+//! of it.
 //!
 //! Deliberately absent: digests, and any state that a copy does not carry itself.
 
@@ -160,8 +161,8 @@ impl Catalogue {
         Ok(listing)
     }
 
-    /// The copy that `name` names: by its id or the unique beginning of it, or by the path of its image or manifest. Text with a slash
-    /// or `.tzero` in it is always a path.
+    /// The copy that `name` names: by its id or the unique beginning of it, or by the path of its image or manifest.
+    /// Text with a slash or `.tzero` in it is always a path.
     ///
     /// # Errors
     /// When it names none or several, or the copy's manifest cannot be used.
@@ -218,8 +219,8 @@ impl Catalogue {
         durable::remove(&place).map_err(Error::file(FileAction::Remove, &place))
     }
 
-    /// Removes a copy: image, manifest, entry, in this order, so that an interrupted removal can be repeated. A device keeps its
-    /// bytes.
+    /// Removes a copy: image, manifest, entry, in this order, so that an interrupted removal can be repeated. A device
+    /// keeps its bytes.
     ///
     /// # Errors
     /// When another run is writing there, when what stands at the image's place is not of the copy's size, or a file
@@ -258,8 +259,9 @@ impl Catalogue {
         self.forget(copy.id())
     }
 
-    /// Finds a copy as [`Catalogue::find`] does and removes it. The entry of a copy whose manifest is gone is removed too. An
-    /// unfinished copy is named by the path of its `.tzero-partial` or `.tzero-journal`; its private snapshot goes with it.
+    /// Finds a copy as [`Catalogue::find`] does and removes it. The entry of a copy whose manifest is gone is removed
+    /// too. An unfinished copy is named by the path of its `.tzero-partial` or `.tzero-journal`; its private snapshot
+    /// goes with it.
     ///
     /// # Errors
     /// As both.
@@ -283,7 +285,8 @@ impl Catalogue {
         }
     }
 
-    /// Enters every copy whose manifest lies in one of the directories or below, and every device's. Links are not followed.
+    /// Enters every copy whose manifest lies in one of the directories or below, and every device's. Links are not
+    /// followed.
     ///
     /// # Errors
     /// When the catalogue cannot be written.

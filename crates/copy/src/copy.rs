@@ -11,7 +11,7 @@ use crate::manifest::{CopyKind, Durability, Manifest, ModeAsked, ModeUsed, Volum
 use crate::site::{MANIFEST_SUFFIX, Site, read_manifest};
 use crate::{CopyId, Error, Timestamp};
 
-/// A copy whose manifest was read and checked. Its image is another matter: see [`crate::verify`].
+/// A copy whose manifest was read and checked. Its image is another matter: see [`verify`](crate::verify()).
 #[derive(Clone, Debug)]
 pub struct Copy {
     pub(crate) site: Site,

@@ -1,7 +1,7 @@
 //! BLAKE3 digests of a copy's chunks.
 //!
-//! A stretch of chunks that are all zero is one entry, in memory and in text, so that a sparse volume's list stays short
-//! and a forged length cannot ask for memory that its file does not fill.
+//! A stretch of chunks that are all zero is one entry, in memory and in text, so that a sparse volume's list stays
+//! short and a forged length cannot ask for memory that its file does not fill.
 
 use serde::{Deserialize, Serialize};
 use tzero_block::ByteRange;

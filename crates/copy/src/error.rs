@@ -1,5 +1,6 @@
 //! Why an operation did not end well. Every message is one sentence: what failed, on what, why, what to do.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -250,15 +251,25 @@ impl fmt::Display for StopCause {
     }
 }
 
+/// A word as a shell takes it.
+fn quoted(word: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./@+,:=%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return Cow::Borrowed(word);
+    }
+    Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
+}
+
 impl fmt::Display for Incomplete {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cause, source, destination, done, total, .. } = self;
-        let to = destination.display();
+        let Self { cause, destination, done, total, .. } = self;
+        let (source, to) = (quoted(&self.source), destination.to_string_lossy());
+        let (to, unfinished) = (quoted(&to), self.unfinished.to_string_lossy());
         write!(f, "the copy of {source} to {to} is incomplete, {done} of {total} bytes are done: {cause}; ")?;
         write!(
             f,
             "`tzero backup {source} --to {to} --resume` goes on, `tzero copy remove {}` gives it up",
-            self.unfinished.display()
+            quoted(&unfinished)
         )?;
         match (&self.volume, &self.snapshot) {
             (Some(volume), Some(snapshot)) if self.private => {
@@ -399,6 +410,14 @@ pub enum Error {
     /// Can go on later.
     #[error("{0}")]
     Incomplete(Box<Incomplete>),
+    /// A restore to a device that ended too early.
+    #[error("{cause}; {} was overwritten in part and holds neither what it held nor the copy", path.display())]
+    Overwritten {
+        /// The device.
+        path: PathBuf,
+        /// Why it ended.
+        cause: Box<Error>,
+    },
     /// Asked to stop; nothing is left of it.
     #[error("interrupted: {} is not {what}; run the same command again", path.display())]
     Interrupted {
@@ -417,6 +436,7 @@ impl Error {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Incomplete(_) | Self::Interrupted { .. } => Exit::Incomplete,
+            Self::Overwritten { cause, .. } => cause.exit(),
             _ => Exit::Failed,
         }
     }
@@ -428,5 +448,29 @@ impl Error {
 
     pub(crate) fn refused(path: &std::path::Path, refusal: Refusal) -> Self {
         Self::Refused { path: path.to_owned(), refusal }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_can_be_pasted() {
+        let incomplete = Incomplete {
+            cause: StopCause::Cancelled,
+            volume: Some("vm".into()),
+            snapshot: Some("backup-0badcafe".into()),
+            private: true,
+            source: "vm".into(),
+            destination: "/my copies/it's.img".into(),
+            unfinished: "/my copies/it's.img.tzero-partial".into(),
+            done: 1,
+            total: 2,
+        };
+        let text = incomplete.to_string();
+        assert!(text.contains(r"`tzero backup vm --to '/my copies/it'\''s.img' --resume` goes on"), "{text}");
+        assert!(text.contains(r"`tzero copy remove '/my copies/it'\''s.img.tzero-partial'` gives it up"), "{text}");
+        assert!(text.ends_with("together with its snapshot vm@backup-0badcafe"), "{text}");
     }
 }

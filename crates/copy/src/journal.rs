@@ -6,9 +6,12 @@
 //! # Invariants
 //! 1. A record is written after the chunk's bytes and before the daemon hears that the chunk is captured. So what was
 //!    released is always in the journal, and what is in the journal is always in the destination.
-//! 2. A record is believed only as a whole, and only in the journal that it was made for: its checksum covers the copy's id.
-//! 3. The last record of a chunk counts. The first record that does not check ends the journal: nothing after it counts.
-//! 4. Whoever writes a destination holds the lock of its journal from before the first byte until after the last rename.
+//! 2. A record is believed only as a whole, and only in the journal that it was made for: its checksum covers the
+//!    copy's id.
+//! 3. The last record of a chunk counts. The first record that does not check ends the journal: nothing after it
+//!    counts.
+//! 4. Whoever writes a destination holds the lock of its journal from before the first byte until after the last
+//!    rename.
 //! 5. All space is taken at the start: appending needs none.
 //!
 //! Records reach the page cache, not the disk: they survive the writer. After a power loss nothing is taken on trust:

@@ -1,18 +1,20 @@
 //! Movers and copies: making, finding, checking and giving back copies of volumes.
 //!
-//! Everything that moves bulk data is here and runs outside the host's I/O path, in the process that calls it (R27, R31):
+//! Everything that moves bulk data is here and runs outside the host's I/O path, in the process that calls it (R27,
+//! R31):
 //!
-//! - [`backup`] copies a served volume as of one instant, or a plain file or device. `session` talks to the daemon, `source` turns base and originals
-//!   into bytes of T0, `flow` is the pipeline, `journal` remembers what is done.
-//! - [`Copy`] is a finished copy: an image with its [`Manifest`]. [`Catalogue`] finds it by name.
+//! - [`backup`](backup()) copies a served volume as of one instant, or a plain file or device. `session` talks to the
+//!   daemon, `source` turns base and originals into bytes of T0, `flow` is the pipeline, `journal` remembers what is
+//!   done.
+//! - [`struct@Copy`] is a finished copy: an image with its [`Manifest`]. [`Catalogue`] finds it by name.
 //! - [`verify`](verify()) reads a copy again; [`restore`](restore()) gives the volume back.
 //! - [`placement`] tells where bytes end up, so that nothing is copied onto itself.
 //!
-//! Operations block the calling thread, on which they run their own event loop. They tell [`Event`]s, stop on [`Cancel`], and
-//! end in an [`Error`] or outcome that knows its exit status.
+//! Operations block the calling thread, on which they run their own event loop. They tell [`Event`]s, stop on
+//! [`Cancel`], and end in an [`Error`] or outcome that knows its exit status.
 //!
-//! Architecture invariant: deliberately absent are terminal, arguments and environment, and the engine: a mover knows a snapshot only
-//! by what the daemon hands over.
+//! Architecture invariant: deliberately absent are terminal, arguments and environment, and the engine: a mover knows
+//! a snapshot only by what the daemon hands over.
 
 pub mod placement;
 

@@ -1,10 +1,10 @@
 //! The record of a copy: what it is of, when, how it was made, and what it must read as.
 //!
-//! The file is described in `docs/formats/manifest.md`. Two checks come before any field is believed: the last line seals
-//! every byte before it with a BLAKE3 digest, and the number of digests fits the size.
+//! The file is described in `docs/formats/manifest.md`. Two checks come before any field is believed: the last line
+//! seals every byte before it with a BLAKE3 digest, and the number of digests fits the size.
 //!
-//! Deliberately absent: the image's path. A manifest moves together with the image beside it. (A device's has one, since a
-//! device has no "beside".)
+//! Deliberately absent: the image's path. A manifest moves together with the image beside it. (A device's has one,
+//! since a device has no "beside".)
 
 use std::fmt;
 use std::path::PathBuf;

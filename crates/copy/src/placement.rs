@@ -1,10 +1,12 @@
 //! Where bytes end up: to recognise a destination that is, or lies on, its own source.
 //!
 //! A path's bytes lie in a stack of *layers*: the file itself, the block device of its file system, and below
-//! that whatever the device is made of: the disk of a partition, the members of a device-mapper or RAID device, the file
-//! behind a loop device, the file system that this file is on, and so on. A source is hit when it is one of the layers.
+//! that whatever the device is made of: the disk of a partition, the members of a device-mapper or RAID device, the
+//! file behind a loop device, the file system that this file is on, and so on. A source is hit when it is one of the
+//! layers.
 //!
-//! What cannot be seen from here: the other end of a network (NFS, an nbd or iSCSI disk), and a FUSE file system's store.
+//! What cannot be seen from here: the other end of a network (NFS, an nbd or iSCSI disk), and a FUSE file system's
+//! store.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata};
@@ -56,8 +58,8 @@ impl Identity {
     }
 }
 
-/// Whether bytes written at `path` would land in `source`: `path` (or, if there is nothing yet, the nearest directory that
-/// would hold it) is the source, or lies on it, or the source lies on it.
+/// Whether bytes written at `path` would land in `source`: `path` (or, if there is nothing yet, the nearest directory
+/// that would hold it) is the source, or lies on it, or the source lies on it.
 ///
 /// # Errors
 /// When the path cannot be looked at. What the system does not tell about lower layers counts as "not".

@@ -80,7 +80,10 @@ pub fn restore(request: &RestoreRequest, observer: Observer<'_>, cancel: &Cancel
         }),
         Err(error) => {
             place.give_up();
-            Err(error)
+            match place.beside {
+                Some(_) => Err(error),
+                None => Err(Error::Overwritten { path: place.path, cause: Box::new(error) }),
+            }
         }
     }
 }

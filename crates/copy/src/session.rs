@@ -137,7 +137,8 @@ fn fault(source: io::Error) -> DaemonFault {
     }
 }
 
-/// A unix socket's connect waits as long as the listener's queue is full, so it happens on a thread that can be left alone.
+/// A unix socket's connect waits as long as the listener's queue is full, so it happens on a thread that can be left
+/// alone.
 fn connect(socket: &Path) -> Result<UnixStream, DaemonFault> {
     let (sender, receiver) = mpsc::channel();
     let path = socket.to_owned();

@@ -7,8 +7,8 @@
 //!   PATH.tzero-journal    what of it is done            ┘
 //!   PATH.tzero.new        manifest of the image that is about to take its place
 //! ```
-//! For a block device the image is the device, and `STATE/devices/KEY.tzero` and `STATE/journals/KEY.tzero-journal` take the
-//! places of manifest and journal.
+//! For a block device the image is the device, and `STATE/devices/KEY.tzero` and `STATE/journals/KEY.tzero-journal`
+//! take the places of manifest and journal.
 //!
 //! # Invariants
 //! 1. (INV-9) Image and new manifest are durable before the image takes its name; that is the instant of declaration.
@@ -150,11 +150,12 @@ impl Site {
         (record == ImageRecord { inode: image.ino(), size: image.len() }).then_some(manifest)
     }
 
-    /// Makes the finished image at [`Site::partial`] the copy. Its bytes must be durable. Called under the journal's lock.
+    /// Makes the finished image at [`Site::partial`] the copy. Its bytes must be durable. Called under the journal's
+    /// lock.
     ///
     /// # Errors
-    /// When something appeared at the image's place and `replace` is not set, or a file cannot be written; whatever stood at
-    /// the image's place still does.
+    /// When something appeared at the image's place and `replace` is not set, or a file cannot be written; whatever
+    /// stood at the image's place still does.
     pub(crate) fn declare(&self, manifest: &Manifest, replace: bool) -> Result<(), Error> {
         let bytes = manifest.encode();
         if self.device.is_some() {

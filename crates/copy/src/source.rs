@@ -1,10 +1,11 @@
 //! Where a copy's bytes come from.
 //!
-//! A source is read in two steps, and the types keep their order (R21, R31): first the *base*, with no regard to updates, by as
-//! many reads at a time as one likes; then [`Source::settle`] makes what was read the bytes of T0. The base's answer
-//! that a range is a hole is a read like any other and is settled like one.
+//! A source is read in two steps, and the types keep their order (R21, R31): first the *base*, with no regard to
+//! updates, by as many reads at a time as one likes; then [`Source::settle`] makes what was read the bytes of T0. The
+//! base's answer that a range is a hole is a read like any other and is settled like one.
 //!
-//! [`SnapshotSource`] is a served volume's snapshot. [`PlainSource`] is a file or device with no daemon: nothing to settle.
+//! [`SnapshotSource`] is a served volume's snapshot. [`PlainSource`] is a file or device with no daemon: nothing to
+//! settle.
 
 use std::fs::File;
 use std::future::{Future, ready};
@@ -41,8 +42,8 @@ pub(crate) trait Source {
     /// Bytes to copy.
     fn size(&self) -> u64;
 
-    /// Turns what the base gave for the range at `offset`, by a read that has completed, into the bytes of T0. Tells how many
-    /// bytes came from originals.
+    /// Turns what the base gave for the range at `offset`, by a read that has completed, into the bytes of T0. Tells
+    /// how many bytes came from originals.
     fn settle(
         &mut self,
         range: ByteRange,

@@ -1,7 +1,7 @@
 //! Instants as RFC 3339 says them.
 //!
-//! Only UTC with nanoseconds is written, so that times compare as text; any offset and any precision up to nanoseconds is
-//! read. Deliberately absent: local time, leap seconds (60 is refused), years before 1970.
+//! Only UTC with nanoseconds is written, so that times compare as text; any offset and any precision up to nanoseconds
+//! is read. Deliberately absent: local time, leap seconds (60 is refused), years before 1970.
 
 use std::fmt;
 use std::str::FromStr;

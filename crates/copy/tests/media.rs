@@ -1,5 +1,5 @@
-//! Copies on real block devices and full file systems. Needs root and loop devices: where they cannot be had the tests say so
-//! by name, and fail under `CI`.
+//! Copies on real block devices and full file systems. Needs root and loop devices: where they cannot be had the tests
+//! say so by name, and fail under `CI`.
 
 mod common;
 
@@ -163,6 +163,11 @@ fn devices_that_are_refused() {
     assert_eq!(refusal(&backup(&request).unwrap_err()), Refusal::DeviceInUse);
     assert_eq!(refusal(&restore(copy.clone(), &mounted_device.path, true).unwrap_err()), Refusal::DeviceInUse);
     drop(mounted);
+    let cancel = tzero_copy::Cancel::new();
+    cancel.cancel();
+    let request = tzero_copy::RestoreRequest { copy: copy.clone(), target: mounted_device.path.clone(), force: false };
+    let error = tzero_copy::restore(&request, &mut |_| {}, &cancel).unwrap_err();
+    assert!(error.exit() == Exit::Incomplete && error.to_string().contains("neither"), "{error}");
     restore(copy, &mounted_device.path, false).unwrap();
     assert!(device_bytes(&mounted_device, size) == *daemon.t0());
     assert!(!daemon.stands());

@@ -84,6 +84,12 @@ fn what_stands_there_is_replaced_only_when_asked() {
     let listed = place.catalogue().list().unwrap().copies;
     assert_eq!(listed.iter().map(|entry| entry.id).collect::<Vec<_>>(), [place.copy().id()]);
 
+    // A served volume's base is locked and never replaced.
+    let locked = File::open(place.image()).unwrap();
+    locked.lock().unwrap();
+    assert_eq!(refusal(&backup(&request).unwrap_err()), Refusal::Locked);
+    drop(locked);
+
     // An interrupted replacement leaves the good copy good.
     fs::write(&source, content(5, SIZE)).unwrap();
     let error = backup_interrupted(&request, 1).unwrap_err();

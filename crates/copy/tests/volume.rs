@@ -61,6 +61,18 @@ fn outcome_t0(daemon: &Daemon) -> Vec<u8> {
 }
 
 #[test]
+fn a_direct_base_is_read_past_the_page_cache() {
+    let (daemon, place) = (Daemon::start(content(21, SIZE)), Place::new());
+    daemon.fault.lock().unwrap().direct = true;
+    let stop = Cancel::new();
+    let host = daemon.host(4, stop.clone());
+    backup(&place.request(daemon.source())).unwrap();
+    stop.cancel();
+    host.join().unwrap();
+    assert!(fs::read(place.image()).unwrap() == *daemon.t0(), "the image is not T0's");
+}
+
+#[test]
 fn holes_stay_holes() {
     let mut t0 = vec![0; 40 * MIB];
     t0[17 * MIB..17 * MIB + 5000].fill(7);

@@ -23,10 +23,10 @@ use crate::config::Config;
 use crate::directory::{StateDirectory, StateError};
 use crate::exports::Offered;
 use crate::listener::{self, ListenError};
+use crate::opening::Opening;
 use crate::platform::{CrashPlan, CrashPlanError};
 use crate::record::RecordError;
 use crate::threads::DataThreads;
-use crate::volume::Opening;
 use crate::volumes::{LiesOn, Volumes};
 use crate::{control, movers, notify};
 
@@ -125,7 +125,9 @@ pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> Result<(), ServeErr
     let served = runtime.block_on(run(&daemon, options, ready));
     // Threads that look at originals, or wait for a stuck disk, are not waited for.
     runtime.shutdown_background();
-    threads.stop();
+    if served.is_ok() {
+        threads.stop();
+    }
     served
 }
 

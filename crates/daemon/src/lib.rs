@@ -17,6 +17,7 @@ mod identity;
 mod listener;
 mod movers;
 mod notify;
+mod opening;
 mod platform;
 mod record;
 mod refusal;

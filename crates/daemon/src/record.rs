@@ -52,7 +52,7 @@ pub(crate) struct VolumeRecord {
 pub(crate) enum RecordError {
     #[error("{} cannot be read or written: {source}", .path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{} is damaged: {source}; restore the file, or remove its directory to forget the volume", .path.display())]
+    #[error("{} is damaged: {source}; restore the file, or forget the volume with `tzero volume remove`", .path.display())]
     Malformed { path: PathBuf, source: serde_json::Error },
     #[error("{} has format {version} and this program reads {VERSION}: use the version that wrote it", .path.display())]
     Version { path: PathBuf, version: u32 },
@@ -151,14 +151,15 @@ impl VolumeDirectory {
         Ok(record)
     }
 
-    /// Forgets the volume: from the rename on it is gone, whatever happens to its files.
-    pub(crate) fn remove(&self, record: &VolumeRecord) -> Result<(), RecordError> {
+    /// Forgets the volume: from the rename on it is gone, whatever happens to its files. Without its record, originals that have a directory
+    /// of their own stay behind.
+    pub(crate) fn remove(&self, record: Option<&VolumeRecord>) -> Result<(), RecordError> {
         let mut gone = self.path.clone().into_os_string();
         gone.push(GONE);
         let gone = PathBuf::from(gone);
         fs::rename(&self.path, &gone).map_err(failed(&self.path))?;
         sync_parent(&self.path).map_err(failed(&self.path))?;
-        discard(&gone, Some(record)).map_err(failed(&gone))
+        discard(&gone, record).map_err(failed(&gone))
     }
 }
 
@@ -249,7 +250,7 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(remembered(&state).unwrap(), std::slice::from_ref(&written.name));
 
-        directory.remove(&written).unwrap();
+        directory.remove(Some(&written)).unwrap();
         assert_eq!(remembered(&state).unwrap(), []);
         assert_eq!(fs::read_dir(fast).unwrap().count(), 0);
     }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::thread::{self, JoinHandle};
@@ -63,9 +64,21 @@ impl DataThreads {
         }
         for thread in &self.threads {
             let ended = thread.ended.lock().expect("nothing panics under this lock").take();
-            if ended.is_some_and(|ended| ended.join().is_err()) {
-                tracing::error!("a data thread panicked");
-            }
+            // It has ended without a panic, or the process would not be here.
+            let _ = ended.map(JoinHandle::join);
+        }
+    }
+}
+
+/// A data thread that is gone leaves its clients waiting for ever. Ending the process instead is what snapshots survive, and clients that
+/// reconnect do not notice.
+struct FatalPanic;
+
+impl Drop for FatalPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!("a data thread panicked: the daemon ends, so that it can be started again");
+            process::abort();
         }
     }
 }
@@ -82,6 +95,7 @@ fn start_one(index: usize) -> io::Result<Thread> {
             }
         };
         let _ = started.send(Ok((runtime.handle(), runtime.has_ring())));
+        let _fatal = FatalPanic;
         runtime.block_on(stopped.recv());
     })?;
     let (handle, has_ring) = has_started.recv().map_err(|_| io::Error::other("a data thread ended at its start"))??;

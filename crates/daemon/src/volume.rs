@@ -7,35 +7,29 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
-use std::future::{Future, poll_fn};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::RwLock;
 use tzero_api::control::{self, VolumeState};
 use tzero_api::{Name, SnapshotPath, is_private, sentence};
-use tzero_block::FileDevice;
-use tzero_engine::{SnapshotInfo, SnapshotState, VolumeOptions};
-use tzero_io::{Directory, LockError, Sender};
+use tzero_engine::{SnapshotInfo, SnapshotState};
+use tzero_io::Sender;
 use tzero_originals::{Originals, SnapshotId};
 
-use crate::base::{self, OpenBase, Patience};
+use crate::base::OpenBase;
 use crate::identity::CleanStop;
-use crate::platform::{CrashPlan, Production};
+use crate::opening::{self, Opening};
+use crate::platform::Production;
 use crate::record::{VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
 use crate::threads::DataThreads;
 
 /// The engine of one volume.
 pub(crate) type Engine = tzero_engine::Volume<Production>;
-
-/// Room for originals where no limit was given, in bytes: more than any file system gives a file, so that the file system decides.
-const UNLIMITED: u64 = 8 << 40;
 
 /// A volume, served or not.
 pub(crate) struct Volume {
@@ -67,13 +61,6 @@ pub(crate) struct Serving {
     _maintained: Sender<()>,
 }
 
-/// What opening a volume needs besides its record.
-#[derive(Clone)]
-pub(crate) struct Opening {
-    pub(crate) boot_id: [u8; 16],
-    pub(crate) crash: Option<Arc<CrashPlan>>,
-}
-
 impl Volume {
     fn new(name: Name, record: Option<VolumeRecord>, directory: VolumeDirectory, condition: Condition) -> Self {
         Self {
@@ -102,10 +89,10 @@ impl Volume {
         mut record: VolumeRecord,
         base: OpenBase,
     ) -> Result<Self, Refusal> {
-        let base_changed = changed(&record, directory.clean_stop().as_ref(), &base)?;
+        let base_changed = opening::changed(&record, directory.clean_stop().as_ref(), &base)?;
         let is_other = record.identity.as_ref().is_some_and(|left| !base.identity.same_base(left));
         let cache = directory.cache(&record);
-        let engine = open_engine(threads, opening, &directory, &record, &base, &cache, base_changed).await?;
+        let engine = opening::open_engine(threads, opening, &directory, &record, &base, &cache, base_changed).await?;
         if record.identity.as_ref() != Some(&base.identity) {
             record.identity = Some(base.identity);
             record.generation += u64::from(is_other);
@@ -116,7 +103,7 @@ impl Volume {
         if let Err(error) = directory.record_clean_stop(None) {
             tracing::warn!(volume = %record.name, "the last clean stop stays on record: {error}");
         }
-        let serving = Serving { _maintained: maintain(threads, &engine), engine, base: base.file, cache };
+        let serving = Serving { _maintained: opening::maintain(threads, &engine), engine, base: base.file, cache };
         Ok(Self::new(record.name.clone(), Some(record), directory, Condition::Serving(serving)))
     }
 
@@ -261,106 +248,7 @@ pub(crate) fn broken(state: &SnapshotState) -> Option<String> {
 
 /// Whether others may open a view of the snapshot: it stands and is no backup's own (R16).
 pub(crate) fn is_surfaced(info: &SnapshotInfo) -> bool {
-    !info.private && !is_private(&info.name) && matches!(info.state, SnapshotState::Live | SnapshotState::Ended)
-}
-
-fn changed(record: &VolumeRecord, clean: Option<&CleanStop>, base: &OpenBase) -> Result<bool, Refusal> {
-    let Some(left) = &record.identity else { return Ok(false) };
-    let unreadable = |source| base::BaseError::Unopenable { path: record.base.clone(), source };
-    let difference = base.identity.difference(&base.file, left, clean).map_err(unreadable)?;
-    if let Some(difference) = difference {
-        tracing::warn!(volume = %record.name, "the base was changed while the daemon was down ({difference:?}): snapshots are broken");
-    }
-    Ok(difference.is_some())
-}
-
-async fn open_engine(
-    threads: &DataThreads,
-    opening: &Opening,
-    directory: &VolumeDirectory,
-    record: &VolumeRecord,
-    base: &OpenBase,
-    cache_path: &Path,
-    base_changed: bool,
-) -> Result<Arc<Engine>, Refusal> {
-    let volume = || record.name.clone();
-    let unopenable = |source| base::BaseError::Unopenable { path: record.base.clone(), source };
-    let device =
-        base.file.try_clone().and_then(|file| FileDevice::from_file(file, record.direct)).map_err(unopenable)?;
-    let no_cache = |source| Refusal::Cache { volume: volume(), path: cache_path.into(), source };
-    let cache_file = lock_cache(cache_path.into()).await.map_err(|error| match error {
-        CacheFault::Locked => Refusal::CacheLocked { volume: volume(), path: cache_path.into() },
-        CacheFault::Io(source) => no_cache(source),
-    })?;
-    let limit = record.cache_limit.unwrap_or(UNLIMITED);
-    let cache = FileDevice::from_file(cache_file, false).map_err(no_cache)?.growing_to(limit);
-    let options = VolumeOptions {
-        name: record.name.to_string(),
-        id: id_bytes(&record.id),
-        grain: record.grain,
-        boot_id: opening.boot_id,
-        base_changed,
-    };
-    let platform = Production { crash: opening.crash.clone() };
-    let storage = Directory::new(directory.engine());
-    let opened =
-        threads.run(move || async move { Engine::open(platform, device, cache, storage, options).await }).await;
-    let (engine, recovered) = opened
-        .map_err(|_| no_cache(io::ErrorKind::Interrupted.into()))?
-        .map_err(|source| Refusal::Open { volume: volume(), source })?;
-    tracing::info!(
-        volume = %record.name,
-        snapshots = recovered.snapshots.len(),
-        originals = recovered.originals,
-        damaged = recovered.damaged,
-        "opened"
-    );
-    Ok(engine)
-}
-
-/// Runs the engine's maintenance on a data thread until the sender is dropped.
-fn maintain(threads: &DataThreads, engine: &Arc<Engine>) -> Sender<()> {
-    let (sender, mut receiver) = tzero_io::channel();
-    let engine = Arc::clone(engine);
-    threads.next().spawn(move || async move {
-        let mut work = pin!(engine.maintain());
-        let mut end = pin!(receiver.recv());
-        poll_fn(|cx| {
-            // It never ends by itself.
-            let _ = work.as_mut().poll(cx);
-            end.as_mut().poll(cx).map(drop)
-        })
-        .await;
-    });
-    sender
-}
-
-enum CacheFault {
-    Locked,
-    Io(io::Error),
-}
-
-/// Opens the original cache and locks it: requests of a killed daemon must not land in slots that this one uses again.
-async fn lock_cache(path: PathBuf) -> Result<File, CacheFault> {
-    let locked = tokio::task::spawn_blocking(move || {
-        let file = open_cache(&path).map_err(CacheFault::Io)?;
-        match base::lock(&file, Patience::Linger) {
-            Ok(()) => Ok(file),
-            Err(LockError::Held) => Err(CacheFault::Locked),
-            Err(LockError::Failed(source)) => Err(CacheFault::Io(source)),
-        }
-    });
-    locked.await.expect("opening a cache does not panic")
-}
-
-/// The original cache's file: private, made where it is not there. Always through the page cache: originals are small appends that are
-/// mostly read back soon, or never.
-fn open_cache(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
-}
-
-fn id_bytes(id: &str) -> [u8; 16] {
-    SnapshotId::parse(id).map_or([0; 16], |id| id.0)
+    !info.private && !is_private(&info.name) && info.state == SnapshotState::Live
 }
 
 /// A client's use of a volume.

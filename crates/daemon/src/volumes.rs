@@ -14,10 +14,11 @@ use tzero_io::system;
 
 use crate::base::{self, OpenBase, Patience};
 use crate::config::Config;
+use crate::opening::Opening;
 use crate::record::{self, RecordError, VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
 use crate::threads::DataThreads;
-use crate::volume::{Condition, Opening, Volume};
+use crate::volume::{Condition, Volume};
 
 /// Whether bytes written at a path would land on an open file or device.
 pub type LiesOn = fn(&Path, &File) -> io::Result<bool>;
@@ -127,7 +128,7 @@ impl Volumes {
         match made {
             Ok(volume) => Ok(self.put(volume)),
             Err(why) => {
-                if let Err(error) = directory.remove(&record) {
+                if let Err(error) = directory.remove(Some(&record)) {
                     tracing::warn!(volume = %record.name, "what was begun stays behind: {error}");
                 }
                 Err(why)
@@ -212,12 +213,10 @@ impl Volumes {
             // The snapshots are gone and the host's bytes are where the host's own flushes have put them.
             tracing::warn!(volume = %name, "{error}");
         }
-        if let Some(record) = &volume.record {
-            match volume.directory.remove(record) {
-                // Declared, but it could never be opened.
-                Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
-            }
+        match volume.directory.remove(volume.record.as_ref()) {
+            // Declared, but it could never be opened.
+            Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
         }
         drop(_gate);
         Ok(volume)

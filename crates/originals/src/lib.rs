@@ -22,7 +22,7 @@ pub use entry::{Entry, EntryState, Payload};
 pub use index::{Index, Located};
 pub use map::{MapError, ModifiedMap};
 pub use overlay::{Overlay, OverlayError, overlay};
-pub use reader::{OriginalsReader, ReconcileError, Reconciled, SnapshotRef};
+pub use reader::{OpenError, OriginalsReader, ReconcileError, Reconciled, SnapshotRef};
 pub use released::{RangeSet, ReleasedLog};
 pub use table::{BrokenReason, MOST_SNAPSHOTS, NAME_BYTES, Originals, Record, RecordState, SnapshotTable, TableError};
 pub use units::{Epoch, GrainIndex, Grains, Sequence, SnapshotId};

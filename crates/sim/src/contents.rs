@@ -39,8 +39,8 @@ impl Cells {
 
     /// The cells that `range`, which begins and ends at cell boundaries, is made of.
     pub fn of(self, range: ByteRange) -> std::ops::Range<usize> {
-        assert!(range.start() % self.cell == 0, "{range} does not begin at a cell");
-        assert!(range.end() % self.cell == 0 || range.end() == self.size, "{range} does not end at a cell");
+        assert!(range.start().is_multiple_of(self.cell), "{range} does not begin at a cell");
+        assert!(range.end().is_multiple_of(self.cell) || range.end() == self.size, "{range} does not end at a cell");
         (range.start() / self.cell) as usize..range.end().div_ceil(self.cell) as usize
     }
 

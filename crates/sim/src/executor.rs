@@ -32,10 +32,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use crate::random::{Random, mix};
 
 mod interleave;
+mod joined;
 mod process;
 mod stuck;
 
 pub use interleave::{Chaos, cut_short, interleave, sleep, yield_once};
+pub use joined::{Joined, spawn_joined};
 pub use process::{Crash, CrashPlan, Process, die, is_dead, moment, moments};
 pub use stuck::{Note, Stuck, Waiting};
 
@@ -350,59 +352,6 @@ pub fn spawn(process: Process, name: String, required: bool, body: impl Future<O
         inner.required.set(inner.required.get() + 1);
     }
     id
-}
-
-/// Starts a task and gives a future of its value: `None` if the task is dropped before it has one, because its process died. Dropping
-/// the future leaves the task running.
-pub fn spawn_joined<T: 'static>(process: Process, name: String, body: impl Future<Output = T> + 'static) -> Joined<T> {
-    let slot = Rc::new(RefCell::new(Slot { value: None, over: false, waker: None }));
-    let filler = Filler(Rc::clone(&slot));
-    spawn(process, name, false, async move {
-        let filler = filler;
-        let value = body.await;
-        // What a process says in the poll in which it dies, nobody hears.
-        if !is_dead(process) {
-            filler.0.borrow_mut().value = Some(value);
-        }
-    });
-    Joined(slot)
-}
-
-struct Slot<T> {
-    value: Option<T>,
-    over: bool,
-    waker: Option<Waker>,
-}
-
-struct Filler<T>(Rc<RefCell<Slot<T>>>);
-
-impl<T> Drop for Filler<T> {
-    fn drop(&mut self) {
-        let waker = {
-            let mut slot = self.0.borrow_mut();
-            slot.over = true;
-            slot.waker.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-}
-
-/// See [`spawn_joined`].
-pub struct Joined<T>(Rc<RefCell<Slot<T>>>);
-
-impl<T> Future for Joined<T> {
-    type Output = Option<T>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        let mut slot = self.0.borrow_mut();
-        if slot.over {
-            return Poll::Ready(slot.value.take());
-        }
-        slot.waker = Some(cx.waker().clone());
-        Poll::Pending
-    }
 }
 
 /// The task that runs now will not finish, and need not.

@@ -24,6 +24,7 @@ pub mod quiet;
 pub mod races;
 pub mod random;
 pub mod runner;
+pub mod savings;
 pub mod scene;
 pub mod schedule;
 pub mod shrink;

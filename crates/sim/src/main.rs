@@ -14,7 +14,9 @@ use tzero_sim::runner::{Total, run_many, sweep};
 use tzero_sim::{schedule, shrink, story};
 
 #[derive(Parser)]
-#[command(about = "Deterministic simulation of the engine: prints the seed of what fails, and which races were reached")]
+#[command(
+    about = "Deterministic simulation of the engine: prints the seed of what fails, and which races were reached"
+)]
 struct Arguments {
     /// How many schedules to run
     #[arg(long, default_value_t = 1000)]
@@ -83,7 +85,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
     }
     let progress = |done: u64| {
-        if done % 500 == 0 {
+        if done.is_multiple_of(500) {
             let _ = writeln!(std::io::stderr(), "{done} schedules");
         }
     };
@@ -133,7 +135,11 @@ fn print_races(out: &mut impl Write, total: &Total) -> std::io::Result<()> {
 
 fn print_plan(out: &mut impl Write, plan: &Plan) -> std::io::Result<()> {
     writeln!(out, "seed {}, run seed {}\n{:?}\n{:?}", plan.seed, plan.run_seed, plan.shape, plan.chaos)?;
-    writeln!(out, "ends {:?}, power lost {:?}, restart at the end {}", plan.ends, plan.power_loss, plan.restart_at_end)?;
+    writeln!(
+        out,
+        "ends {:?}, power lost {:?}, restart at the end {}",
+        plan.ends, plan.power_loss, plan.restart_at_end
+    )?;
     for actor in &plan.actors {
         writeln!(out, "{} (depth {})", actor.name, actor.depth)?;
         for (id, op) in &actor.ops {

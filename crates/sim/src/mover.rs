@@ -287,4 +287,3 @@ async fn original(scene: &Scene, cache: &DiskHandle, entry: &Entry) -> Option<Bu
         }
     }
 }
-

@@ -35,10 +35,10 @@ use crate::story::happens;
 mod history;
 mod snapshots;
 
-pub use history::{Change, Kind, Outcome};
 use history::{Cell, Pin};
-pub use snapshots::{Standing, ViewToken};
+pub use history::{Change, Kind, Outcome};
 use snapshots::Snapshot;
+pub use snapshots::{Standing, ViewToken};
 
 /// A change of the host, from its submission on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -143,7 +143,10 @@ impl Oracle {
         model.tick();
         let moment = Moment { incarnation: model.incarnation, epoch };
         if epoch < model.admitted_epoch {
-            fail(format!("epoch went back: change {} was admitted in {epoch} after one in {}", id.0, model.admitted_epoch));
+            fail(format!(
+                "epoch went back: change {} was admitted in {epoch} after one in {}",
+                id.0, model.admitted_epoch
+            ));
         }
         model.admitted_epoch = epoch;
         happens(|| format!("change {} is admitted in epoch {epoch}", id.0));
@@ -181,7 +184,9 @@ impl Oracle {
         model.finished_epoch = model.finished_epoch.max(moment.epoch);
         for index in cells {
             model.by_cell[index].settle(now);
-            if outcome == Outcome::Done && let Some(complaint) = model.hindsight(index, now) {
+            if outcome == Outcome::Done
+                && let Some(complaint) = model.hindsight(index, now)
+            {
                 return fail(complaint);
             }
         }
@@ -290,11 +295,8 @@ impl Model {
     /// Cells that lie wholly within `range`.
     fn cells_within(&self, range: ByteRange) -> std::ops::Range<usize> {
         let first = range.start().div_ceil(self.cells.cell) as usize;
-        let last = if range.end() == self.cells.size {
-            self.cells.count()
-        } else {
-            (range.end() / self.cells.cell) as usize
-        };
+        let last =
+            if range.end() == self.cells.size { self.cells.count() } else { (range.end() / self.cells.cell) as usize };
         first..last.max(first)
     }
 
@@ -302,13 +304,16 @@ impl Model {
     /// many changes and more are not used.
     fn candidates(&self, index: usize, count: usize, as_of: u64, below: Option<usize>) -> Vec<Version> {
         let cell = &self.by_cell[index];
-        let pin = cell.pins.iter().rev().find(|pin| {
-            pin.count <= count && pin.at <= as_of && below.is_none_or(|below| pin.count < below)
-        });
+        let pin = cell
+            .pins
+            .iter()
+            .rev()
+            .find(|pin| pin.count <= count && pin.at <= as_of && below.is_none_or(|below| pin.count < below));
         let (start, base) = pin.map_or((0, cell.first), |pin| (pin.count, pin.version));
         let entries = &cell.history[start..count];
         let change = |id: &ChangeId| &self.changes[id.0 as usize - 1];
-        let newest = entries.iter().map(change).filter(|change| change.overwrites(as_of)).map(|change| change.submitted).max();
+        let newest =
+            entries.iter().map(change).filter(|change| change.overwrites(as_of)).map(|change| change.submitted).max();
         let mut candidates = Vec::with_capacity(entries.len() + 1);
         if newest.is_none() {
             candidates.push(base);
@@ -341,7 +346,9 @@ impl Model {
         let allowed: Vec<u32> = candidates.iter().map(|version| version.0).collect();
         let holds = if cell.is_empty() { "a hole or an older value".into() } else { describe(index, cell) };
         let pins = &self.by_cell[index].pins;
-        format!("{who}: bytes {range} hold {holds}, allowed are {allowed:?}; changes there: {history:?}; pins: {pins:?}")
+        format!(
+            "{who}: bytes {range} hold {holds}, allowed are {allowed:?}; changes there: {history:?}; pins: {pins:?}"
+        )
     }
 }
 

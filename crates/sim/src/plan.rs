@@ -237,9 +237,10 @@ mod tests {
             assert!(plan.ops() >= 200, "{} operations", plan.ops());
             let size = plan.shape.cells.size;
             for (_, op) in plan.actors.iter().flat_map(|actor| &actor.ops) {
-                if let Op::Write { range, .. } | Op::Zeroes { range, .. } | Op::Trim { range } | Op::Read { range } = op {
+                if let Op::Write { range, .. } | Op::Zeroes { range, .. } | Op::Trim { range } | Op::Read { range } = op
+                {
                     assert!(!range.is_empty() && range.end() <= size, "{op:?}");
-                    assert!(plan.shape.cells.of(*range).len() > 0);
+                    assert!(!plan.shape.cells.of(*range).is_empty());
                 }
             }
         }

@@ -11,6 +11,7 @@ use crate::executor::{Crash, Process, current_name, interleave, is_dead, moment,
 use crate::oracle::{Oracle, current_change};
 use crate::races::Races;
 use crate::random::mix;
+use crate::savings::Savings;
 use crate::storage::StorageHandle;
 use crate::story::happens;
 
@@ -25,6 +26,8 @@ pub struct SimPlatform {
     pub oracle: Oracle,
     /// The counters.
     pub races: Races,
+    /// What it has saved.
+    pub savings: Savings,
     /// What is done wrong on purpose.
     pub planted: Option<Planted>,
     /// Ids given out so far, over all incarnations.
@@ -79,6 +82,7 @@ impl Platform for SimPlatform {
         {
             self.oracle.admitted(change, tag.0);
         }
+        self.savings.observe(event);
         self.races.observe(event);
     }
 }

@@ -194,12 +194,10 @@ impl Races {
         let mut state = self.state();
         match event {
             Event::Armed { straddlers, .. } if straddlers > 0 => state.reach(Race::Straddler),
-            Event::Published { cache_offset: Some(offset), .. } => {
-                if state.freed.remove(&offset) {
-                    state.reach(Race::SlotReused);
-                    if state.doing.values().any(|doing| matches!(doing, Doing::View(..))) {
-                        state.reach(Race::SlotReusedUnderReader);
-                    }
+            Event::Published { cache_offset: Some(offset), .. } if state.freed.remove(&offset) => {
+                state.reach(Race::SlotReused);
+                if state.doing.values().any(|doing| matches!(doing, Doing::View(..))) {
+                    state.reach(Race::SlotReusedUnderReader);
                 }
             }
             Event::Freed { cache_offset: Some(offset), .. } => {
@@ -246,7 +244,7 @@ impl State {
         if part {
             self.reach(Race::PartGrain);
         }
-        if range.end() == self.size && self.size % self.grain != 0 {
+        if range.end() == self.size && !self.size.is_multiple_of(self.grain) {
             self.reach(Race::EndOfDevice);
         }
     }
@@ -254,9 +252,8 @@ impl State {
     fn meet(&mut self, one: Doing, other: Doing) {
         match (one, other) {
             (Doing::Change(a), Doing::Change(b)) if a.start() < b.start() => {
-                let shared = a.intersection(b).map_or(0, |both| {
-                    both.end().div_ceil(self.grain) - both.start() / self.grain
-                });
+                let shared =
+                    a.intersection(b).map_or(0, |both| both.end().div_ceil(self.grain) - both.start() / self.grain);
                 if shared >= 2 {
                     self.reach(Race::Crossing);
                 }

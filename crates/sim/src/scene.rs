@@ -24,6 +24,7 @@ use crate::plan::{Plan, Shape};
 use crate::platform::SimPlatform;
 use crate::races::{Doing, Race, Races};
 use crate::random::mix;
+use crate::savings::Savings;
 use crate::storage::Directory;
 
 /// Id of the simulated volume.
@@ -102,7 +103,8 @@ impl Scene {
     pub fn new(plan: Plan, planted: Option<Planted>) -> Rc<Self> {
         let Shape { cells, alignment, grain, .. } = plan.shape;
         let disk = |name, size, latency| {
-            let options = DiskOptions { name, size, alignment, latency, limit: None, fast_zeroes: plan.shape.fast_zeroes };
+            let options =
+                DiskOptions { name, size, alignment, latency, limit: None, fast_zeroes: plan.shape.fast_zeroes };
             Disk::new(plan.run_seed, options)
         };
         let base = disk("base", cells.size, plan.shape.base_latency);
@@ -211,7 +213,11 @@ impl Scene {
     /// Snapshots that stand, as far as clients know, and that `want` wants.
     pub fn standing(&self, want: impl Fn(&Known) -> bool) -> Vec<Known> {
         let known = self.known.borrow();
-        known.values().filter(|known| self.oracle.standing(known.number) == Standing::Live && want(known)).cloned().collect()
+        known
+            .values()
+            .filter(|known| self.oracle.standing(known.number) == Standing::Live && want(known))
+            .cloned()
+            .collect()
     }
 
     /// The one of [`Scene::standing`] that a plan's number means.
@@ -269,6 +275,7 @@ impl Scene {
             process,
             oracle: self.oracle.clone(),
             races: self.races.clone(),
+            savings: Savings::default(),
             planted: self.planted,
             ids: Arc::clone(&self.ids),
         };

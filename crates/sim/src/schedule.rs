@@ -177,8 +177,7 @@ async fn last_look(scene: &Rc<Scene>) {
         stop(scene, daemon.process).await;
         read_all(scene).await;
     }
-    loop {
-        let Some(known) = scene.standing(|_| true).pop() else { break };
+    while let Some(known) = scene.standing(|_| true).pop() {
         snapshots::delete(scene, "the last look", &known).await;
         // A deletion that a death interrupted is taken up, or not, by the next life.
         scene.daemon().await;

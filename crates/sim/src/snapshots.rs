@@ -80,8 +80,7 @@ pub async fn release(scene: &Rc<Scene>, who: &str, known: &Known, ranges: &[Byte
     let daemon = scene.daemon().await;
     let failures = scene.directory.failures();
     scene.oracle.release_begins(known.number, ranges);
-    let doing: Vec<_> =
-        ranges.iter().map(|range| scene.races.begin(Doing::Release(known.number, *range))).collect();
+    let doing: Vec<_> = ranges.iter().map(|range| scene.races.begin(Doing::Release(known.number, *range))).collect();
     let (volume, id, captured) = (daemon.volume.clone(), known.id, ranges.to_vec());
     let result = scene.call_on(&daemon, who, async move { volume.release(id, &captured).await }).await;
     drop(doing);
@@ -182,10 +181,7 @@ pub async fn view_status(scene: &Rc<Scene>, who: &str, pick: u64, range: ByteRan
                 scene.oracle.view_hole(known.number, extent.range, who);
             }
         }
-        Some(Err(error)) => {
-            if !scene.may_refuse(&known, range, cache_failures) {
-                fail(format!("{who}: no status of {range} of snapshot {}: {error}", known.number));
-            }
-        }
+        Some(Err(_)) if scene.may_refuse(&known, range, cache_failures) => {}
+        Some(Err(error)) => fail(format!("{who}: no status of {range} of snapshot {}: {error}", known.number)),
     }
 }

@@ -226,7 +226,7 @@ impl WordsHandle {
 }
 
 fn index(offset: u64, len: usize) -> usize {
-    assert!(offset % 8 == 0, "offset {offset} is unaligned");
+    assert!(offset.is_multiple_of(8), "offset {offset} is unaligned");
     let index = (offset / 8) as usize;
     assert!(index < len, "offset {offset} is past the end of {} bytes", len * 8);
     index

@@ -56,7 +56,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, Ending> {
     let state = StatePaths::new(state_directory(cli.state)?);
     match cli.command {
         Command::Demo(demo) => demo::run(&demo, output),
-        Command::Serve(serve) => commands::serve::run(serve, &state, output),
+        Command::Serve(serve) => commands::serve::run(serve, &state),
         Command::Volume(volume) => commands::volume::run(volume, &state, output),
         Command::Snapshot(snapshot) => commands::snapshot::run(snapshot, &state, output),
         Command::Backup(backup) => commands::backup::run(&backup, &state, output),

@@ -18,8 +18,6 @@ pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     phase: Option<Phase>,
     shown: Option<Instant>,
-    /// Whether a copy came into being, so that going on with it makes sense.
-    pub(crate) begun: bool,
 }
 
 impl Progress {
@@ -28,16 +26,13 @@ impl Progress {
             let style = ProgressStyle::with_template(BAR).expect("the template is valid").progress_chars("=> ");
             ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr()).with_style(style)
         });
-        Self { output, bar, phase: None, shown: None, begun: false }
+        Self { output, bar, phase: None, shown: None }
     }
 
     /// Takes one event.
     pub(crate) fn show(&mut self, event: &Event) {
         match event {
-            Event::Begun { .. } => {
-                self.begun = true;
-                self.output.object(event);
-            }
+            Event::Begun { .. } => self.output.object(event),
             Event::Progress { phase, done, total } => self.advance(event, *phase, *done, *total),
             Event::Notice(text) => {
                 self.suspended(|| notice(text));

@@ -1,6 +1,6 @@
 //! What may be written to, and the files that a copy in the making has.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::backup::{BackupRequest, BackupSource};
 use crate::error::{FileAction, Refusal, ResumeFault};
 use crate::journal::{Claim, Journal, JournalFault, JournalHeader, Left};
 use crate::placement::{Identity, lies_on};
-use crate::restore::open_device_for_writing;
+use crate::restore::{open_device_for_writing, refuse_locked};
 use crate::session::Session;
 use crate::site::Site;
 use crate::{Catalogue, Copy, Error, Event, Notice, Observer};
@@ -22,12 +22,18 @@ const BLANK: u64 = 1 << 20;
 /// How many places between them are looked at.
 const BLANK_SAMPLES: u64 = 64;
 
-/// Refuses a destination on which something stands that the request does not allow to be replaced. Writes nothing.
+/// Refuses a destination on which something stands that the request does not allow to be replaced, and one that is
+/// locked: a served volume's base is never replaced. Writes nothing.
 pub(crate) fn inspect(site: &Site, request: &BackupRequest, volume: Option<&str>) -> Result<(), Error> {
-    if request.replace {
-        return Ok(());
+    if site.device.is_none() {
+        match File::open(&site.image) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(_) if request.replace => {}
+            Err(error) => return Err(Error::file(FileAction::Open, &site.image)(error)),
+            Ok(there) => refuse_locked(&there, &site.image)?,
+        }
     }
-    if site.device.is_none() && fs::symlink_metadata(&site.image).is_err() {
+    if request.replace {
         return Ok(());
     }
     match site.load() {
@@ -69,8 +75,8 @@ pub(crate) struct Opened {
     pub(crate) journal: Journal,
 }
 
-/// Claims the destination and makes the files of a new copy. What an unfinished one left is thrown away, its private snapshot
-/// included. On an error nothing new is left.
+/// Claims the destination and makes the files of a new copy. What an unfinished one left is thrown away, its private
+/// snapshot included. On an error nothing new is left.
 ///
 /// The destination's part of `header` is filled in here.
 pub(crate) async fn create(
@@ -158,7 +164,8 @@ async fn discard_unfinished(
     Ok(())
 }
 
-/// After an interrupted run that came as far as the declaration: what is left of it goes, and the catalogue hears of the copy.
+/// After an interrupted run that came as far as the declaration: what is left of it goes, and the catalogue hears of
+/// the copy.
 pub(crate) fn tidy(site: &Site, claim: Claim, request: &BackupRequest, copy: &Copy, observer: Observer<'_>) {
     // Names that cannot be removed now are known for what they are by the next run.
     let _ = site.discard_partial();

@@ -10,8 +10,8 @@ use crate::session::Session;
 use crate::site::Site;
 use crate::{CopyId, Error};
 
-/// Removes what an interrupted run left at the site, and its private snapshot. The snapshot goes first: should the daemon not
-/// answer, the files still say what stands.
+/// Removes what an interrupted run left at the site, and its private snapshot. The snapshot goes first: should the
+/// daemon not answer, the files still say what stands.
 pub(crate) fn discard(site: &Site, mover_socket: &Path) -> Result<CopyId, Error> {
     let nothing = || Error::Resume { path: site.image.clone(), fault: ResumeFault::Nothing };
     if !site.journal.exists() {
@@ -19,7 +19,8 @@ pub(crate) fn discard(site: &Site, mover_socket: &Path) -> Result<CopyId, Error>
     }
     let claim = destination::claim(site)?;
     let left = destination::load(&claim, site)?;
-    // A run that died between its last two renames did declare its copy: loading completes that, and only then are names removed.
+    // A run that died between its last two renames did declare its copy: loading completes that, and only then are
+    // names removed.
     let _ = site.load();
     let Some(left) = left else {
         site.discard_partial()?;

@@ -70,8 +70,8 @@ impl From<Error> for Stop {
 }
 
 impl<S: Source> Job<'_, S> {
-    /// Copies what is not copied yet and declares the copy. `reason` tells, after the last byte was read, why the copy is not what was
-    /// asked for, if it is not.
+    /// Copies what is not copied yet and declares the copy. `reason` tells, after the last byte was read, why the copy
+    /// is not what was asked for, if it is not.
     ///
     /// # Errors
     /// [`Error::Incomplete`] leaves everything for a resumed run; any other leaves nothing.

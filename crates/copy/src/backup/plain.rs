@@ -1,5 +1,6 @@
-//! A copy of a file or device that is no volume, without a daemon. Nothing holds writers off, and the copy says so, unless nobody
-//! could write: a read-only device or file system, a file that is immutable or that has no permission to be written.
+//! A copy of a file or device that is no volume, without a daemon. Nothing holds writers off, and the copy says so,
+//! unless nobody could write: a read-only device or file system, a file that is immutable or that has no permission to
+//! be written.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata, OpenOptions};

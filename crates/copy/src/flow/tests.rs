@@ -86,8 +86,8 @@ fn every_byte_arrives_with_its_digest() {
     }
 }
 
-/// A base that a host goes on writing to, with copy-on-write as the engine does it: the original is saved before the base changes. It
-/// writes during every read of the base, before and after the bytes are taken.
+/// A base that a host goes on writing to, with copy-on-write as the engine does it: the original is saved before the
+/// base changes. It writes during every read of the base, before and after the bytes are taken.
 struct Live {
     now: MemoryDevice,
     t0: Vec<u8>,

@@ -1,11 +1,12 @@
-//! A daemon with one volume and one snapshot: real original cache, map and table, and the mover's protocol; nothing else.
+//! A daemon with one volume and one snapshot: real original cache, map and table, and the mover's protocol; nothing
+//! else.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -32,6 +33,8 @@ pub struct Fault {
     pub broken_at_check: bool,
     /// `Captured` is refused, as a stopping daemon does.
     pub stopping_at_capture: bool,
+    /// The base is read past the page cache (which is no fault).
+    pub direct: bool,
 }
 
 #[derive(Default)]
@@ -207,14 +210,14 @@ impl Daemon {
                 Request::Begin { .. } => {
                     heard.begun += 1;
                     let id = self.create_snapshot();
-                    self.hand_over(&stream, id);
+                    self.hand_over(&stream, id, fault.direct);
                     continue;
                 }
                 Request::Resume { snapshot_id, .. } => {
                     heard.resumed += 1;
                     match *self.snapshot.lock().unwrap() {
                         Some(id) if SnapshotId(id).to_string() == snapshot_id => {
-                            self.hand_over(&stream, id);
+                            self.hand_over(&stream, id, fault.direct);
                             continue;
                         }
                         _ => failed(FailureCode::Unknown, "the snapshot is gone"),
@@ -266,7 +269,7 @@ impl Daemon {
         }
     }
 
-    fn hand_over(&self, stream: &UnixStream, id: [u8; 16]) {
+    fn hand_over(&self, stream: &UnixStream, id: [u8; 16], direct: bool) {
         let begun = Begun {
             volume: "vm".into(),
             volume_id: SnapshotId(VOLUME).to_string(),
@@ -281,11 +284,14 @@ impl Daemon {
             pause_us: 42,
             keep: false,
             private: true,
-            direct: false,
+            direct,
             base_path: self.base.display().to_string(),
         };
-        let open = |path: &Path| File::open(path).unwrap();
-        let files = ["base", "originals", "map", "snapshots"].map(|name| open(&self.directory.path().join(name)));
+        let open = |name: &str| {
+            let flags = if direct && name == "base" { tzero_io::system::DIRECT } else { 0 };
+            OpenOptions::new().read(true).custom_flags(flags).open(self.directory.path().join(name)).unwrap()
+        };
+        let files = ["base", "originals", "map", "snapshots"].map(open);
         let line = line_of(&Reply::Begun(Box::new(begun)));
         let sent = descriptors::send(stream, &line, &files.each_ref().map(File::as_fd)).unwrap();
         (&*stream).write_all(&line[sent..]).unwrap();

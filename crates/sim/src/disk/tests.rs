@@ -1,5 +1,10 @@
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
+use std::task::Poll;
+
+use tzero_block::{BlockDevice, Fault, Zeroes};
+use tzero_io::Buffer;
 
 use super::*;
 use crate::executor::{Chaos, CrashPlan, Executor, Ran, spawn};
@@ -7,8 +12,14 @@ use crate::executor::{Chaos, CrashPlan, Executor, Ran, spawn};
 const LATENCY: Latency = Latency { usual_ns: 20_000, slow_percent: 5, slow_ns: 1_000_000 };
 
 fn disk(seed: u64) -> Disk {
-    let options =
-        DiskOptions { name: "base", size: 16 * SECTOR + 100, alignment: 1, latency: LATENCY, limit: None, fast_zeroes: true };
+    let options = DiskOptions {
+        name: "base",
+        size: 16 * SECTOR + 100,
+        alignment: 1,
+        latency: LATENCY,
+        limit: None,
+        fast_zeroes: true,
+    };
     Disk::new(seed, options)
 }
 
@@ -30,7 +41,8 @@ fn what_completed_is_read() {
         let zeroes = Zeroes { may_unmap: true, fast: true, fua: false };
         handle.write_zeroes(ByteRange::new(512, 1024), zeroes).await.expect("no fault is armed");
         let extents = handle.extents(ByteRange::new(0, 8 * SECTOR)).await.expect("no fault is armed");
-        let found: Vec<_> = extents.iter().map(|extent| (extent.range.start(), extent.range.end(), extent.hole)).collect();
+        let found: Vec<_> =
+            extents.iter().map(|extent| (extent.range.start(), extent.range.end(), extent.hole)).collect();
         assert_eq!(found, [(0, 512, false), (512, 1536, true), (1536, 3584, false), (3584, 4096, true)]);
         let past = handle.read(16 * SECTOR, Buffer::zeroed(101)).await.1.expect_err("past the end");
         assert!(matches!(past.fault, Fault::OutOfRange));

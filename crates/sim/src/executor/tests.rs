@@ -39,10 +39,14 @@ fn a_deadlock_names_who_waits() {
 fn a_stalled_task_holds_nobody_up() {
     let executor = Executor::new(1, Chaos::default());
     spawn(Process::WORLD, "stalls".into(), true, async {
-        cut_short(3, true, std::future::poll_fn(|cx| {
-            cx.waker().wake_by_ref();
-            Poll::<()>::Pending
-        }))
+        cut_short(
+            3,
+            true,
+            std::future::poll_fn(|cx| {
+                cx.waker().wake_by_ref();
+                Poll::<()>::Pending
+            }),
+        )
         .await;
     });
     spawn(Process::WORLD, "goes on".into(), true, sleep(5_000_000));
@@ -80,5 +84,8 @@ fn a_panic_is_a_result() {
     spawn(Process::WORLD, "careless".into(), true, async { panic!("a broken invariant") });
     let stuck = executor.run(10).expect_err("it panicked");
     drop(quiet);
-    assert!(stuck.to_string().contains("a broken invariant (") && stuck.to_string().contains("executor/tests.rs:"), "{stuck}");
+    assert!(
+        stuck.to_string().contains("a broken invariant (") && stuck.to_string().contains("executor/tests.rs:"),
+        "{stuck}"
+    );
 }

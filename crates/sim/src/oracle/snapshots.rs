@@ -160,9 +160,10 @@ impl Oracle {
     /// A view, or a copy of the snapshot, is about to be read.
     pub fn view_begins(&self, number: u32, range: ByteRange) -> ViewToken {
         let model = self.model();
-        let released = model.snapshots.get(&number).is_some_and(|snapshot| {
-            snapshot.released.iter().any(|(gone, certain)| *certain && gone.overlaps(range))
-        });
+        let released = model
+            .snapshots
+            .get(&number)
+            .is_some_and(|snapshot| snapshot.released.iter().any(|(gone, certain)| *certain && gone.overlaps(range)));
         ViewToken { snapshot: number, range, released }
     }
 
@@ -239,7 +240,11 @@ impl Model {
         };
         if let Some(known) = snapshot.moment {
             let same = known.epoch == epoch;
-            return if same { Ok(()) } else { Err(format!("snapshot {number} went from epoch {} to {epoch}", known.epoch)) };
+            return if same {
+                Ok(())
+            } else {
+                Err(format!("snapshot {number} went from epoch {} to {epoch}", known.epoch))
+            };
         }
         snapshot.moment = Some(Moment { incarnation: snapshot.incarnation, epoch });
         if epoch <= snapshot.finished_before {

@@ -56,11 +56,14 @@ fn an_acknowledged_write_is_what_is_read() {
         read(oracle, old);
     };
     assert!(judged(stale).is_some_and(|complaint| complaint.contains("hold write 1, allowed are [2]")));
-    assert_eq!(judged(|oracle| {
-        let one = write(oracle, 0, Some(Outcome::Unknown));
-        read(oracle, one);
-        read(oracle, one);
-    }), None);
+    assert_eq!(
+        judged(|oracle| {
+            let one = write(oracle, 0, Some(Outcome::Unknown));
+            read(oracle, one);
+            read(oracle, one);
+        }),
+        None
+    );
 }
 
 #[test]

@@ -222,6 +222,10 @@ impl Draw<'_> {
         if self.random.chance(40) {
             return self.pause();
         }
+        if self.shape.cells.size / u64::from(self.shape.grain) > CHUNK && self.random.chance(50) {
+            // Only so many grains make the map grow.
+            return Op::Fault(FaultOp::State(StorageCall::Grow, 2));
+        }
         let times = self.random.magnitude(4);
         let stall = Effect::Stall(self.random.magnitude(50_000_000));
         Op::Fault(match self.random.below(11) {

@@ -37,7 +37,10 @@ pub(crate) fn run(command: Volume, state: &StatePaths, output: Output) -> Result
         }
         Volume::Remove { name } => {
             let volume = client.remove_volume(&name)?;
-            output.line(format!("volume {} removed; its base {} stays as it is", volume.name, volume.base.display()));
+            output.line(match volume.base.as_os_str().is_empty() {
+                true => format!("volume {} removed", volume.name),
+                false => format!("volume {} removed; its base {} stays as it is", volume.name, volume.base.display()),
+            });
             output.result("volume", &json!({ "id": volume.id, "name": volume.name, "removed": true }));
         }
     }
