@@ -161,7 +161,7 @@ pub enum DaemonFault {
     /// The files that it handed over cannot be used.
     Files(io::Error),
     /// The original cache that it handed over cannot be used.
-    Originals(Box<dyn std::error::Error + Send + Sync>),
+    Originals(tzero_originals::OpenError),
     /// The daemon said no; the message is its own sentence.
     Refused {
         /// For programs.

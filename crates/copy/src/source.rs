@@ -114,7 +114,7 @@ impl SnapshotSource {
         let map = MappedFile::from_file(map, false).map_err(DaemonFault::Files)?;
         let snapshots = MappedFile::from_file(snapshots, false).map_err(DaemonFault::Files)?;
         let originals = OriginalsReader::open(map, snapshots, cache, begun.size)
-            .map_err(|fault| DaemonFault::Originals(Box::new(fault)))?;
+            .map_err(DaemonFault::Originals)?;
         let id = SnapshotId::parse(&begun.snapshot_id).ok_or(DaemonFault::Protocol)?;
         if base.geometry().size < begun.size {
             return Err(DaemonFault::Protocol);

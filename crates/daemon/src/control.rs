@@ -183,7 +183,7 @@ fn described(description: Option<Snapshot>, path: SnapshotPath) -> Answer<Snapsh
 
 async fn describe(volume: &Arc<Volume>, info: SnapshotInfo) -> Option<Snapshot> {
     let volume = Arc::clone(volume);
-    off_thread(move || volume.describe_snapshot(&info)).await
+    off_thread(move || volume.describe_snapshots(&[info]).pop()).await
 }
 
 /// What the engine says of a snapshot, for the operator.
@@ -201,7 +201,7 @@ async fn describe_all(volumes: Vec<Arc<Volume>>) -> Vec<Snapshot> {
         for volume in volumes {
             let Ok(serving) = volume.serving() else { continue };
             let snapshots = serving.engine.snapshots();
-            all.extend(snapshots.iter().filter_map(|info| volume.describe_snapshot(info)));
+            all.extend(volume.describe_snapshots(&snapshots));
         }
         all
     })

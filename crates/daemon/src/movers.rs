@@ -21,7 +21,7 @@ use std::time::Duration;
 use tzero_api::mover::{Begun, Descriptors, FailureCode, LONGEST_LINE, Reply, Request};
 use tzero_api::{Name, SnapshotPath, is_private, private_name, sentence};
 use tzero_block::ByteRange;
-use tzero_engine::{SnapshotError, SnapshotInfo, SnapshotKind};
+use tzero_engine::{MAP_NAME, SnapshotError, SnapshotInfo, SnapshotKind, TABLE_NAME};
 use tzero_io::{descriptors, system};
 use tzero_originals::{Originals, SnapshotId};
 
@@ -32,9 +32,6 @@ use crate::volume::{Lease, Serving, Volume, broken};
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long to rest when the process has no descriptor left for a mover.
 const EXHAUSTED: Duration = Duration::from_millis(100);
-/// The engine's files that a mover reads.
-const MAP: &str = "map";
-const SNAPSHOTS: &str = "snapshots";
 
 /// Why a mover's request fails.
 #[derive(Debug, thiserror::Error)]
@@ -380,8 +377,8 @@ fn open_for_mover(volume: &Volume, direct: bool) -> io::Result<[File; Descriptor
     Ok([
         open(Path::new(&base), direct)?,
         open(&serving.cache, false)?,
-        open(&engine.join(MAP), false)?,
-        open(&engine.join(SNAPSHOTS), false)?,
+        open(&engine.join(MAP_NAME), false)?,
+        open(&engine.join(TABLE_NAME), false)?,
     ])
 }
 

@@ -207,9 +207,19 @@ impl Volume {
         described
     }
 
-    /// A snapshot as the control interface describes it.
-    pub(crate) fn describe_snapshot(&self, info: &SnapshotInfo) -> Option<control::Snapshot> {
-        let Condition::Serving(serving) = &self.condition else { return None };
+    /// Snapshots as the control interface describes them. Goes through all originals.
+    pub(crate) fn describe_snapshots(&self, infos: &[SnapshotInfo]) -> Vec<control::Snapshot> {
+        let Condition::Serving(serving) = &self.condition else { return Vec::new() };
+        let unique = serving.engine.unique_bytes();
+        infos.iter().filter_map(|info| self.describe_snapshot(serving, info, unique.get(&info.id).copied())).collect()
+    }
+
+    fn describe_snapshot(
+        &self,
+        serving: &Serving,
+        info: &SnapshotInfo,
+        unique: Option<u64>,
+    ) -> Option<control::Snapshot> {
         let readers = self.readers.lock().expect("nothing panics under this lock").get(&info.id).copied();
         let reason = broken(&info.state);
         Some(control::Snapshot {
@@ -229,7 +239,7 @@ impl Volume {
                 Originals::Release => control::Originals::Release,
             },
             captured_bytes: info.captured_bytes,
-            unique_bytes: serving.engine.unique_bytes(info.id),
+            unique_bytes: unique.unwrap_or(0),
             private: info.private,
             mover: self.has_mover(info.id),
             readers: readers.unwrap_or(0),

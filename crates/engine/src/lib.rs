@@ -19,6 +19,7 @@ pub use control::{SnapshotKind, is_valid_name};
 pub use host::HostSession;
 pub use platform::Platform;
 pub use points::{Event, Planted, Point};
+pub use recovery::{MAP_NAME, TABLE_NAME};
 pub use snapshots::{SnapshotInfo, SnapshotState};
 pub use view::View;
 pub use volume::{MapLine, OpenError, Recovered, SnapshotError, Statistics, Volume, VolumeOptions};

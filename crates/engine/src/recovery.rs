@@ -20,8 +20,10 @@ use crate::points::Point;
 use crate::snapshots::{Snapshot, Snapshots};
 use crate::volume::{OpenError, Recovered, StateOf, Volume, VolumeOptions, released_name};
 
-const MAP: &str = "map";
-const SNAPSHOTS: &str = "snapshots";
+/// Name of the modified map in a volume's storage.
+pub const MAP_NAME: &str = "map";
+/// Name of the snapshot table in a volume's storage.
+pub const TABLE_NAME: &str = "snapshots";
 
 impl<P: Platform> Volume<P> {
     /// Opens the volume over its base, its cache and its state, which are made if they are all new.
@@ -38,9 +40,9 @@ impl<P: Platform> Volume<P> {
         options: VolumeOptions,
     ) -> Result<(Arc<Self>, Recovered), OpenError> {
         let grains = Grains::new(options.grain, base.geometry().size).ok_or(OpenError::Grain)?;
-        let table = storage.open(SNAPSHOTS, SnapshotTable::<StateOf<P>>::LEN).map_err(OpenError::State)?;
+        let table = storage.open(TABLE_NAME, SnapshotTable::<StateOf<P>>::LEN).map_err(OpenError::State)?;
         let table = SnapshotTable::create_or_open(table, options.id).map_err(OpenError::Table)?;
-        let map = storage.open(MAP, ModifiedMap::<StateOf<P>>::NEW_LEN).map_err(OpenError::State)?;
+        let map = storage.open(MAP_NAME, ModifiedMap::<StateOf<P>>::NEW_LEN).map_err(OpenError::State)?;
         let map = ModifiedMap::create_or_open(map, options.grain, options.id).map_err(OpenError::Map)?;
         platform.point(Point::RecoveryOpened).await;
 

@@ -14,7 +14,7 @@
 //! | **create** | | | volume's lock | volume's lock | volume's lock |
 //! | **release** | | | | volume's lock for bits, shard for entries | sweep and release both ask the snapshots |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -283,21 +283,24 @@ impl<P: Platform> Volume<P> {
         }
     }
 
-    /// Bytes of originals that only this snapshot holds: what deleting it gives back.
-    pub fn unique_bytes(&self, id: SnapshotId) -> u64 {
-        let others: Vec<_> = self.snapshots.all().into_iter().filter(|other| other.id != id && other.holds()).collect();
+    /// Bytes of originals that only one snapshot holds, by snapshot: what deleting it gives back. Goes through all originals.
+    pub fn unique_bytes(&self) -> BTreeMap<SnapshotId, u64> {
+        let snapshots: Vec<_> = self.snapshots.all().into_iter().filter(|snapshot| snapshot.holds()).collect();
+        let mut unique = BTreeMap::new();
         let mut before = None;
-        let mut unique = 0;
         for (grain, entry) in self.originals.all() {
             let after = before.filter(|(other, _)| *other == grain).map(|(_, tag)| tag);
             before = Some((grain, entry.tag));
-            let shared = others.iter().any(|other| {
-                after.is_none_or(|after| after < other.epoch)
-                    && other.epoch <= entry.tag
-                    && other.needs(self.grains, grain)
-            });
-            if !shared && matches!(entry.payload, tzero_originals::Payload::Stored { .. }) {
-                unique += self.grains.grain();
+            if !matches!(entry.payload, tzero_originals::Payload::Stored { .. }) {
+                continue;
+            }
+            let first = snapshots.partition_point(|snapshot| after.is_some_and(|after| snapshot.epoch <= after));
+            let mut resolving = snapshots[first..]
+                .iter()
+                .take_while(|snapshot| snapshot.epoch <= entry.tag)
+                .filter(|snapshot| snapshot.needs(self.grains, grain));
+            if let (Some(only), None) = (resolving.next(), resolving.next()) {
+                *unique.entry(only.id).or_default() += self.grains.grain();
             }
         }
         unique
