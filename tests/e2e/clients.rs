@@ -277,9 +277,10 @@ fn fio_verifies_what_it_wrote() {
     let daemon = Daemon::serving(&scratch, &base);
     daemon.ok("snapshot create s vol");
     Program::new("fio")
+        .dir(scratch.path())
         .args(["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bsrange=512-64k", "--iodepth=16"])
         .args(["--numjobs=3", "--size=16m", "--offset_increment=16m", "--verify=crc32c", "--verify_fatal=1"])
-        .args(["--do_verify=1", "--group_reporting=1"])
+        .args(["--do_verify=1", "--group_reporting=1", "--verify_state_save=0"])
         .arg(format!("--uri={}", daemon.uri("vol")))
         .ok();
     assert!(daemon.contents("vol@s").iter().all(|byte| *byte == 0), "the view is as empty as the volume was");

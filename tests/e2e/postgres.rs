@@ -82,14 +82,37 @@ fn own(path: &Path) {
 struct Disk {
     mounted: Mounted,
     _loop: Loop,
-    _qemu: Process,
+    _qemu: FuseFile,
+}
+
+/// An export as a file. Dropping it ends its server in good order: a killed one would leave a dead mount behind.
+struct FuseFile {
+    server: Option<Process>,
+    at: PathBuf,
+}
+
+impl Drop for FuseFile {
+    fn drop(&mut self) {
+        let Some(server) = self.server.take() else { return };
+        server.signal(Signal::TERM);
+        let finished = server.wait();
+        let at = self.at.to_string_lossy();
+        let left = std::fs::read_to_string("/proc/mounts").is_ok_and(|mounts| mounts.contains(at.as_ref()));
+        if left {
+            Program::new("umount").arg("-l").arg(&self.at).ok();
+        }
+        if !std::thread::panicking() {
+            finished.exited(0);
+            assert!(!left, "it left its mount behind");
+        }
+    }
 }
 
 impl Disk {
     fn of(scratch: &Scratch, daemon: &Daemon) -> Self {
         let file = scratch.join("disk");
         File::create(&file).expect("a file can be made");
-        let mut qemu = Program::new("qemu-storage-daemon")
+        let qemu = Program::new("qemu-storage-daemon")
             .arg("--blockdev")
             .arg(format!(
                 "driver=nbd,node-name=disk,server.type=unix,server.path={},export=vol,reconnect-delay=30",
@@ -98,9 +121,11 @@ impl Disk {
             .arg("--export")
             .arg(format!("type=fuse,id=export,node-name=disk,mountpoint={},writable=on", file.display()))
             .start();
+        let mut qemu = FuseFile { server: Some(qemu), at: file.clone() };
         let is_there = || std::fs::metadata(&file).is_ok_and(|found| found.len() == SIZE);
-        qemu.until(is_there);
-        assert!(is_there(), "the FUSE file did not come: {}", qemu.stderr());
+        let server = qemu.server.as_mut().expect("it was just started");
+        server.until(is_there);
+        assert!(is_there(), "the FUSE file did not come: {}", server.stderr());
         let device = Loop::over(&file);
         Program::new("mkfs.ext4").args(["-q", "-F"]).arg(device.device()).ok();
         let mounted = Mounted::device(device.device(), &scratch.join("mnt"));

@@ -12,7 +12,18 @@ use crate::random::Random;
 /// A directory that goes with the test. Its path is short: sockets live in it.
 #[derive(Debug)]
 pub struct Scratch {
-    dir: TempDir,
+    dir: Option<TempDir>,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let closed = self.dir.take().map(TempDir::close);
+        if let Some(Err(error)) = closed
+            && !std::thread::panicking()
+        {
+            panic!("something is still in the test's directory: {error}");
+        }
+    }
 }
 
 impl Default for Scratch {
@@ -31,19 +42,19 @@ impl Scratch {
         // Others may pass through: PostgreSQL runs as its own user.
         let open = Permissions::from_mode(0o711);
         let dir = tempfile::Builder::new().prefix("tz-").permissions(open).tempdir();
-        Self { dir: dir.unwrap_or_else(|error| panic!("cannot make a temporary directory: {error}")) }
+        Self { dir: Some(dir.unwrap_or_else(|error| panic!("cannot make a temporary directory: {error}"))) }
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.dir.path()
+        self.dir.as_ref().expect("it goes last").path()
     }
 
     /// A path in it.
     #[must_use]
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.dir.path().join(name)
+        self.path().join(name)
     }
 
     /// A new file of zeroes without space behind them.

@@ -32,7 +32,7 @@ pub struct HostSession<P: Platform> {
 }
 
 impl<P: Platform> HostSession<P> {
-    pub(crate) fn new(volume: Arc<Volume<P>>) -> Self {
+    fn new(volume: Arc<Volume<P>>) -> Self {
         let info = ExportInfo {
             name: volume.name.clone(),
             description: String::new(),
@@ -132,6 +132,11 @@ impl<P: Platform> Export for HostSession<P> {
 }
 
 impl<P: Platform> Volume<P> {
+    /// A host's session: reads and changes the base.
+    pub fn session(self: &Arc<Self>) -> HostSession<P> {
+        HostSession::new(Arc::clone(self))
+    }
+
     /// Grains of `range` that are a hole in the base and covered whole: zeroing them changes no byte, so there is nothing to save. The bits stay.
     ///
     /// The answer cannot grow stale in a way that matters: straddlers have landed, a change of the same or a later epoch that puts data there

@@ -18,7 +18,7 @@ use tzero_originals::{GrainIndex, Overlay, Payload, overlay};
 use crate::platform::Platform;
 use crate::points::{Event, Planted, Point};
 use crate::snapshots::Snapshot;
-use crate::volume::Volume;
+use crate::volume::{SnapshotError, Volume};
 
 /// Requests of this size are served best, in bytes.
 const PREFERRED: u32 = 64 << 10;
@@ -32,8 +32,19 @@ pub struct View<P: Platform> {
     info: ExportInfo,
 }
 
+impl<P: Platform> Volume<P> {
+    /// A read-only view of a snapshot.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it does not stand.
+    pub fn view(self: &Arc<Self>, snapshot: &str) -> Result<View<P>, SnapshotError> {
+        let snapshot = self.snapshots.find(|other| other.name == snapshot).ok_or(SnapshotError::Unknown)?;
+        if snapshot.is_live() { Ok(View::new(Arc::clone(self), snapshot)) } else { Err(SnapshotError::NotLive) }
+    }
+}
+
 impl<P: Platform> View<P> {
-    pub(crate) fn new(volume: Arc<Volume<P>>, snapshot: Arc<Snapshot>) -> Self {
+    fn new(volume: Arc<Volume<P>>, snapshot: Arc<Snapshot>) -> Self {
         let info = ExportInfo {
             name: format!("{}@{}", volume.name, snapshot.name),
             description: String::new(),

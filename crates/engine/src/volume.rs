@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Notify, Storage};
@@ -26,11 +26,9 @@ use tzero_originals::{
 };
 
 use crate::admission::Admission;
-use crate::host::HostSession;
 use crate::pending::Pending;
 use crate::platform::Platform;
 use crate::snapshots::{Snapshot, SnapshotInfo, Snapshots};
-use crate::view::View;
 
 pub(crate) type StateOf<P> = <<P as Platform>::Storage as Storage>::Mapping;
 
@@ -206,20 +204,6 @@ impl<P: Platform> Volume<P> {
     /// What it stands on.
     pub fn platform(&self) -> &P {
         &self.platform
-    }
-
-    /// A host's session: reads and changes the base.
-    pub fn session(self: &Arc<Self>) -> HostSession<P> {
-        HostSession::new(Arc::clone(self))
-    }
-
-    /// A read-only view of a snapshot.
-    ///
-    /// # Errors
-    /// When there is none of this name, or it does not stand.
-    pub fn view(self: &Arc<Self>, snapshot: &str) -> Result<View<P>, SnapshotError> {
-        let snapshot = self.snapshots.find(|other| other.name == snapshot).ok_or(SnapshotError::Unknown)?;
-        if snapshot.is_live() { Ok(View::new(Arc::clone(self), snapshot)) } else { Err(SnapshotError::NotLive) }
     }
 
     /// All snapshots, the oldest first.

@@ -91,8 +91,9 @@ impl Client {
             Op::Release { pick, range } => snapshots::release_some(scene, &who, pick, range).await,
             Op::View { pick, ranges, stall } => snapshots::view(scene, &who, pick, &ranges, stall).await,
             Op::ViewStatus { pick, range } => snapshots::view_status(scene, &who, pick, range).await,
-            Op::Backup { chunk, batch, dies_after, keep } => {
-                mover::backup(scene, &who, chunk, batch, dies_after, keep).await;
+            Op::Backup { chunk, batch, dies_after, keep, rest_ns } => {
+                let pace = mover::Pace { chunk, batch, dies_after, rest_ns };
+                mover::backup(scene, &who, pace, keep).await;
             }
             Op::Outboard { chunk, pause_ns } => mover::outboard(scene, &who, chunk, pause_ns).await,
             Op::Fault(fault) => self.arm(fault),

@@ -20,6 +20,9 @@ use crate::storage::WordsHandle;
 /// Where movers give way, beside the engine's points.
 const PLACE: u32 = 63;
 
+/// Publications that a mover can follow without looking at the whole map: see the map's format.
+const RING: u64 = 4096;
+
 /// A copy that is not finished.
 pub struct Copy {
     /// Its snapshot.
@@ -32,13 +35,26 @@ pub struct Copy {
 
 type Reader = OriginalsReader<WordsHandle, DiskHandle>;
 
+/// How a mover goes about its work.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Grains that it reads at a time.
+    pub chunk: u64,
+    /// Chunks between two journal entries.
+    pub batch: u64,
+    /// It is killed after so many chunks.
+    pub dies_after: Option<u64>,
+    /// How long it rests between chunks.
+    pub rest_ns: u64,
+}
+
 /// Begins a copy, or takes up an interrupted one.
-pub async fn backup(scene: &Rc<Scene>, who: &str, chunk: u64, batch: u64, dies_after: Option<u64>, keep: bool) {
+pub async fn backup(scene: &Rc<Scene>, who: &str, pace: Pace, keep: bool) {
     let Some(known) = take_up_or_begin(scene, who, keep).await else { return };
     let process = Process::start();
-    let mover = Mover { scene: Rc::clone(scene), who: format!("{who}, mover"), process, dies_after };
+    let mover = Mover { scene: Rc::clone(scene), who: format!("{who}, mover"), process, pace };
     let (number, id) = (known.number, known.id);
-    let good = spawn_joined(process, mover.who.clone(), async move { mover.run(&known, chunk, batch).await }).await;
+    let good = spawn_joined(process, mover.who.clone(), async move { mover.run(&known).await }).await;
     if let Some(copy) = scene.copies.borrow_mut().iter_mut().find(|copy| copy.known.number == number) {
         copy.active = false;
     }
@@ -82,13 +98,13 @@ struct Mover {
     scene: Rc<Scene>,
     who: String,
     process: Process,
-    dies_after: Option<u64>,
+    pace: Pace,
 }
 
 impl Mover {
     /// `Some(true)`: the copy is good; `Some(false)`: it never will be; `None`: it is interrupted.
-    async fn run(&self, known: &Known, chunk: u64, batch: u64) -> Option<bool> {
-        let scene = &self.scene;
+    async fn run(&self, known: &Known) -> Option<bool> {
+        let (scene, Pace { chunk, batch, dies_after, rest_ns }) = (&self.scene, self.pace);
         let id = known.id;
         let info = scene
             .call(&self.who, |volume| async move {
@@ -107,8 +123,9 @@ impl Mover {
         }
         let pieces = ByteRange::new(0, scene.plan.shape.cells.size).pieces(chunk * u64::from(scene.plan.shape.grain));
         let mut batched = Vec::new();
+        let mut seen = scene.sequence();
         for (number, piece) in pieces.filter(|piece| !journal.contains(piece)).enumerate() {
-            if self.dies_after == Some(number as u64) {
+            if dies_after == Some(number as u64) {
                 die(self.process);
                 yield_once().await;
             }
@@ -121,6 +138,13 @@ impl Mover {
                 }
             } else {
                 batched.push(self.copy(&base, &mut reader, known, &snapshot, piece).await?);
+            }
+            if rest_ns > 0 {
+                sleep(rest_ns).await;
+            }
+            let now = scene.sequence();
+            if now.saturating_sub(std::mem::replace(&mut seen, now)) > RING {
+                scene.races.reach(Race::FellBehind);
             }
             if batched.len() as u64 >= batch {
                 self.capture(known, std::mem::take(&mut batched)).await?;

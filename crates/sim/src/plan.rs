@@ -119,6 +119,8 @@ pub enum Op {
         dies_after: Option<u64>,
         /// The copy keeps its originals.
         keep: bool,
+        /// How long the mover rests between chunks.
+        rest_ns: u64,
     },
     /// Copies the base with no regard to anything, ends the snapshot's copy-on-write, then copies the originals.
     Outboard {

@@ -70,6 +70,7 @@ races! {
     PowerLost = "machine stopped: snapshots reported broken",
     CleanStop = "clean stop and start, with or without reboot",
     MoverKilled = "mover killed",
+    FellBehind = "mover fell behind the ring of publications: the whole map is looked at again",
     CopyResumed = "copy resumed with the same T0",
     CopyGood = "copy declared good",
     OutboardGood = "outboard copy with originals up to its end equals T0",

@@ -226,6 +226,11 @@ impl Scene {
         (!standing.is_empty()).then(|| standing.swap_remove((pick % standing.len() as u64) as usize))
     }
 
+    /// How many originals were ever saved, as far as is known now.
+    pub fn sequence(&self) -> u64 {
+        self.daemon.borrow().as_ref().map_or(0, |daemon| daemon.volume.statistics().originals.sequence)
+    }
+
     /// Tells the counters how many snapshots stand.
     pub fn count_standing(&self) {
         self.races.standing(self.standing(|_| true).len());

@@ -215,6 +215,11 @@ impl Draw<'_> {
             batch: self.random.between(1, 3),
             dies_after: self.random.chance(25).then(|| self.random.below(8)),
             keep: self.random.chance(25),
+            rest_ns: if self.random.chance(if grains > CHUNK { 80 } else { 40 }) {
+                self.random.magnitude(40_000_000)
+            } else {
+                0
+            },
         }
     }
 
@@ -228,8 +233,8 @@ impl Draw<'_> {
         }
         let times = self.random.magnitude(4);
         let stall = Effect::Stall(self.random.magnitude(50_000_000));
-        Op::Fault(match self.random.below(11) {
-            0 | 1 => FaultOp::Base(Action::Read, times, Effect::Fail),
+        Op::Fault(match self.random.below(13) {
+            0 | 1 | 11 | 12 => FaultOp::Base(Action::Read, times, Effect::Fail),
             2 => FaultOp::Base(Action::Write, times, *self.random.pick(&[Effect::Fail, Effect::NoSpace])),
             3 => FaultOp::Base(*self.random.pick(&[Action::Read, Action::Write]), times, stall),
             4 => FaultOp::Cache(Action::Write, times, Effect::NoSpace),
@@ -250,9 +255,12 @@ impl Draw<'_> {
     fn range(&mut self) -> ByteRange {
         let Shape { grain, cells, .. } = *self.shape;
         let (grain, within) = (u64::from(grain), ByteRange::new(0, cells.size));
-        let within = if self.random.chance(75) { self.hot } else { within };
+        let many = cells.size / grain > CHUNK;
+        let within = if self.random.chance(if many { 50 } else { 75 }) { self.hot } else { within };
         let start = within.start() + self.random.below(within.len());
         let len = match self.random.below(20) {
+            // So that more is saved than a mover's ring of publications holds.
+            _ if many && self.random.chance(25) => self.random.between(1, 600 * grain),
             0..4 => 1,
             4..9 => self.random.between(1, grain),
             9..17 => self.random.between(1, 6 * grain),
@@ -266,7 +274,7 @@ impl Draw<'_> {
             (start, end) = (start / grain * grain, end.next_multiple_of(grain));
         }
         // The end of a device that is no multiple of the grain is reached often.
-        let most = if self.random.chance(80) { 128 * 1024 } else { u64::MAX };
+        let most = if self.random.chance(80) { 256 * 1024 } else { u64::MAX };
         end = end.min(cells.size).min(start.saturating_add(most.max(cells.cell)));
         ByteRange::between(start, end)
     }
