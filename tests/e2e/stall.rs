@@ -62,7 +62,7 @@ mod lane {
     /// Rounds with and without a stalled reader take turns, so that what else the machine does meets both alike.
     #[test]
     fn first_touch_p99_stays_as_it_was() {
-        const ROUNDS: usize = 15;
+        const ROUNDS: usize = 25;
         const GRAINS: u64 = 10_000;
         // The reader is served as far as it takes, and only then does it stall: not before these writes are over.
         const BEFORE: u64 = 2000;
