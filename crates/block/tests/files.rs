@@ -81,7 +81,7 @@ fn direct_io_on_large_blocks_takes_sectors() {
             result.unwrap();
             for (index, sector) in buffer.chunks(512).enumerate() {
                 let number = index as u8 + 1;
-                let expected = if number % 5 == 0 { 0 } else { number + 1 };
+                let expected = if number.is_multiple_of(5) { 0 } else { number + 1 };
                 assert!(sector.iter().all(|byte| *byte == expected), "sector {number}");
             }
             let zeroed = ByteRange::new(1024, 3 * 512);

@@ -113,8 +113,7 @@ impl SnapshotSource {
         let cache = FileDevice::from_file(cache, false).map_err(DaemonFault::Files)?.growing_to(CACHE_REACH);
         let map = MappedFile::from_file(map, false).map_err(DaemonFault::Files)?;
         let snapshots = MappedFile::from_file(snapshots, false).map_err(DaemonFault::Files)?;
-        let originals = OriginalsReader::open(map, snapshots, cache, begun.size)
-            .map_err(DaemonFault::Originals)?;
+        let originals = OriginalsReader::open(map, snapshots, cache, begun.size).map_err(DaemonFault::Originals)?;
         let id = SnapshotId::parse(&begun.snapshot_id).ok_or(DaemonFault::Protocol)?;
         if base.geometry().size < begun.size {
             return Err(DaemonFault::Protocol);

@@ -1,8 +1,8 @@
 //! The daemon: state directory, recovery, configuration, and the servers for NBD clients, commands and movers.
 //!
-//! It forwards and saves originals; it moves no bulk data. A request of a host never leaves the data thread ([`threads`]) that its
-//! connection was given to: [`listener`] → `tzero_nbd` → [`exports`] → `tzero_engine`. Commands ([`control`]) and movers
-//! ([`movers`]) come in on threads of their own and hand work to the data threads.
+//! It forwards and saves originals; it moves no bulk data. A request of a host never leaves the data thread (`threads`) that its
+//! connection was given to: `listener` → `tzero_nbd` → `exports` → `tzero_engine`. Commands (`control`) and movers
+//! (`movers`) come in on threads of their own and hand work to the data threads.
 //!
 //! Deliberately absent: standard output, arguments and the terminal, which are the binary's; and copies, which are the mover's.
 

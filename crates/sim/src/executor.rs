@@ -11,7 +11,7 @@
 //!
 //! # Invariants
 //! 1. The same seed and the same tasks give the same steps: [`Executor::trace`] is equal.
-//! 2. A task of a dead [`Process`] is never polled again: [`kill`] takes effect when the current poll returns, and
+//! 2. A task of a dead [`Process`] is never polled again: `kill` takes effect when the current poll returns, and
 //!    everything that outlives a process (disk, mappings, what clients were told) asks [`is_dead`] first. So whatever
 //!    the rest of that poll does stays in memory that nobody will see, which is what a kill at that very place does.
 //! 3. No step takes real time; nothing reads a real clock.
