@@ -33,7 +33,7 @@ fn shape(random: &mut Random) -> Shape {
     let cell = if alignment == 512 { 512 } else { *random.pick(&[512, 512, 64, 16]) };
     let most = if cell < 512 { MOST_BYTES / 16 } else { MOST_BYTES };
     // Now and then more grains than one chunk of the pending bitmap has.
-    let many = cell == 512 && random.chance(6);
+    let many = cell == 512 && random.chance(12);
     let (grain, grains) = if many {
         (512, random.between(CHUNK + 1, 2 * CHUNK + 300))
     } else {
