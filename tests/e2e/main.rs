@@ -4,6 +4,7 @@
 
 mod backup;
 mod badinput;
+mod bases;
 mod clients;
 mod demo;
 mod harness;
