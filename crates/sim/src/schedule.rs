@@ -206,9 +206,9 @@ async fn read_whole(scene: &Rc<Scene>, known: &Known) {
     let mut at = 0;
     while at < size {
         scene.daemon().await;
-        if let Some(SnapshotState::Broken { .. }) = scene.state_of(known) {
+        if let Some(SnapshotState::Broken { reason, .. }) = scene.state_of(known) {
             if !scene.plan.may_break() {
-                fail(format!("snapshot {} is broken, and nothing could have broken it", known.number));
+                fail(format!("snapshot {} is broken ({reason}), and nothing could have broken it", known.number));
             }
             return;
         }

@@ -49,7 +49,7 @@ fn shape(random: &mut Random) -> Shape {
         }
     }
     let scarce = random.chance(12);
-    let slots = if scarce { random.between(1, grains.min(512)) } else { grains * if many { 3 } else { 10 } };
+    let slots = if scarce { random.between(1, grains.min(512)) } else { grains * 10 };
     Shape {
         grain: grain as u32,
         cells: Cells { cell, size },
