@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use tzero_block::{Action, BlockDevice, ByteRange};
+use tzero_engine::SnapshotState;
 use tzero_io::Buffer;
 use tzero_originals::{Entry, GrainIndex, OriginalsReader, Payload, ReconcileError, SnapshotRef};
 
@@ -281,7 +282,7 @@ async fn outboard_copy(
         match retained {
             Ok(None) => {}
             Ok(Some(entry)) => {
-                let bytes = original(scene, &cache, &entry).await?;
+                let bytes = original(scene, known, &cache, &entry).await?;
                 copy[range.start() as usize..range.end() as usize].copy_from_slice(&bytes);
             }
             Err(_) => return None,
@@ -292,8 +293,8 @@ async fn outboard_copy(
     Some(())
 }
 
-/// The bytes of an original; `None` if they cannot be had.
-async fn original(scene: &Scene, cache: &DiskHandle, entry: &Entry) -> Option<Buffer> {
+/// The bytes of a retained original; `None` if they cannot be had.
+async fn original(scene: &Scene, known: &Known, cache: &DiskHandle, entry: &Entry) -> Option<Buffer> {
     let len = entry.len as usize;
     match entry.payload {
         Payload::Zero => Some(Buffer::zeroed(len)),
@@ -302,7 +303,8 @@ async fn original(scene: &Scene, cache: &DiskHandle, entry: &Entry) -> Option<Bu
             let (bytes, read) = cache.read(offset, Buffer::zeroed(len)).await;
             read.ok()?;
             if crc32c::crc32c(&bytes) != checksum {
-                if scene.corrupted.get() {
+                // A set that is retained no more, because the machine stopped meanwhile, has given its slots to others.
+                if scene.corrupted.get() || scene.state_of(known) != Some(SnapshotState::Ended) {
                     return None;
                 }
                 fail(format!("the retained original of {} does not match its checksum", entry.offset));
