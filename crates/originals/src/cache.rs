@@ -234,6 +234,8 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
             };
             if let Err(error) = self.map.publish(position, &entry) {
                 for position in &reservation.positions {
+                    // One that cannot be withdrawn may stand in the file for ever, so its places must never be used again: they are
+                    // lost until the next start, and only where stores go by `pwrite` and the disk fails.
                     self.map.withdraw(*position)?;
                 }
                 drop(space);

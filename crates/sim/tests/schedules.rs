@@ -6,7 +6,7 @@ use tzero_sim::runner::{run_many, run_seed, sweep};
 use tzero_sim::schedule;
 
 /// Most schedules that a planted fault may survive.
-const MOST_SCHEDULES: u64 = 4_000;
+const MOST_SCHEDULES: u64 = 10_000;
 
 fn silent(_: u64) {}
 
