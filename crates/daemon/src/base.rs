@@ -46,11 +46,20 @@ pub(crate) enum BaseError {
     Locked(PathBuf),
 }
 
-/// Whether to wait for a lock that a killed daemon's last requests still hold.
+/// Whether to wait for what a killed daemon's last requests still hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
     None,
     Linger,
+}
+
+impl Patience {
+    fn duration(self) -> Duration {
+        match self {
+            Self::None => Duration::ZERO,
+            Self::Linger => LINGER,
+        }
+    }
 }
 
 /// Opens, checks and locks the base at `path`. Blocking.
@@ -64,7 +73,10 @@ pub(crate) fn open(path: &Path, direct: bool, patience: Patience) -> Result<Open
         return Err(BaseError::Kind(path.into()));
     }
     let exclusive = if kind.is_block_device() { system::EXCLUSIVE } else { 0 };
-    let file = match open_with(path, exclusive | if direct { system::DIRECT } else { 0 }) {
+    let flags = exclusive | if direct { system::DIRECT } else { 0 };
+    // A block device, too, stays held until the last requests of a killed daemon have left the kernel.
+    let busy = |error: &io::Error| error.kind() == io::ErrorKind::ResourceBusy;
+    let file = match linger(patience.duration(), || open_with(path, flags), busy) {
         Err(source) if direct && source.kind() == io::ErrorKind::InvalidInput => {
             return Err(BaseError::NotDirect { path: path.into(), source });
         }
@@ -96,8 +108,7 @@ fn open_with(path: &Path, flags: i32) -> io::Result<File> {
 
 /// Locks an open file, waiting for a killed daemon's last requests where told to.
 pub(crate) fn lock(file: &File, patience: Patience) -> Result<(), LockError> {
-    let patience = if patience == Patience::Linger { LINGER } else { Duration::ZERO };
-    linger(patience, || tzero_io::lock_exclusive(file), |error| matches!(error, LockError::Held))
+    linger(patience.duration(), || tzero_io::lock_exclusive(file), |error| matches!(error, LockError::Held))
 }
 
 #[cfg(test)]

@@ -150,11 +150,11 @@ fn remove_socket(path: &Path) -> Result<(), StateError> {
 }
 
 /// Tries again for a while: what a killed daemon had open stays open until its last requests have left the kernel.
-pub(crate) fn linger<E>(
+pub(crate) fn linger<T, E>(
     patience: Duration,
-    attempt: impl Fn() -> Result<(), E>,
+    attempt: impl Fn() -> Result<T, E>,
     may_pass: impl Fn(&E) -> bool,
-) -> Result<(), E> {
+) -> Result<T, E> {
     let deadline = Instant::now() + patience;
     loop {
         match attempt() {
