@@ -51,9 +51,9 @@ impl<P: Platform> Volume<P> {
         self.platform.point(Point::CreatePrepared).await;
         let snapshot = self.arm(name, kind)?;
         self.platform.point(Point::Create).await;
-        // Informational: a death before this loses the figure, not the snapshot.
+        // Informational: where it cannot be stored the figure is lost at the next start, not the snapshot.
         let pause = snapshot.pause_ns.get().copied().unwrap_or(0);
-        self.table.set_pause(snapshot.slot, pause).map_err(SnapshotError::State)?;
+        let _ = self.table.set_pause(snapshot.slot, pause);
         Ok(snapshot.info())
     }
 
@@ -209,9 +209,9 @@ impl<P: Platform> Volume<P> {
         let snapshot = {
             let _claims = self.lock();
             let snapshot = self.snapshots.find(|snapshot| snapshot.id == id).ok_or(SnapshotError::Unknown)?;
-            // A broken mark must not come back after the record is cleared.
-            snapshot.deleted.store(true, Ordering::Release);
+            // On record first: a snapshot whose record stays must go on being saved for.
             self.table.clear(snapshot.slot).map_err(SnapshotError::State)?;
+            snapshot.deleted.store(true, Ordering::Release);
             self.snapshots.remove(id);
             // The log means nothing without its record; one that stays is removed at the next start.
             let _ = self.storage.remove(&released_name::<P>(id));

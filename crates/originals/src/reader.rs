@@ -199,7 +199,7 @@ impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
         };
         for sequence in (seen.0 + 1..=head.0).map(Sequence) {
             let Some(position) = self.map.position_of(sequence) else { return self.rescan(head) };
-            self.take_in(position);
+            self.take_in(position, head);
         }
         self.seen = Some(head);
         Ok(())
@@ -208,16 +208,17 @@ impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
     fn rescan(&mut self, head: Sequence) -> Result<(), MapError> {
         self.index = Index::default();
         self.held.clear();
-        for (position, entry) in self.map.scan().0 {
+        // What is published during the scan is left to the ring: an earlier original of its grain may have been passed already.
+        for (position, entry) in self.map.scan().0.into_iter().filter(|(_, entry)| entry.sequence <= head) {
             self.remember(position, &entry);
         }
         self.seen = Some(head);
         Ok(())
     }
 
-    fn take_in(&mut self, position: u32) {
-        // A place that is free or being rewritten now is announced again when it holds something.
-        if let Some(entry) = self.map.entry(position) {
+    fn take_in(&mut self, position: u32, head: Sequence) {
+        // A place that is free, being rewritten, or holds something newer by now is announced again.
+        if let Some(entry) = self.map.entry(position).filter(|entry| entry.sequence <= head) {
             self.remember(position, &entry);
         }
     }
