@@ -14,8 +14,10 @@ pub mod nbd;
 pub mod process;
 pub mod random;
 pub mod scratch;
+pub mod sockets;
 pub mod stamps;
 pub mod tzero;
+pub mod waiting;
 pub mod writers;
 
 pub use daemon::Daemon;

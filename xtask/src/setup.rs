@@ -41,6 +41,8 @@ const NEEDS: &[Need] = &[
     need("postgresql", Sign::PostgresProgram("pgbench"), &["--version"]),
     need("postgresql", Sign::PostgresProgram("pg_amcheck"), &["--version"]),
     need("e2fsprogs", Sign::Program("mkfs.ext4"), &[]),
+    need("xfsprogs", Sign::Program("mkfs.xfs"), &["-V"]),
+    need("btrfs-progs", Sign::Program("mkfs.btrfs"), &["--version"]),
     need("mount", Sign::Program("mount"), &["--version"]),
     need("mount", Sign::Program("losetup"), &["--version"]),
     need("util-linux", Sign::Program("setpriv"), &["--version"]),

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-use crate::control::{AddVolume, CreateSnapshot, Snapshot, Status, Volume};
+use crate::control::{AddVolume, CreateSnapshot, Forecast, Snapshot, Status, Volume};
 use crate::{Exit, Failure, Name, SnapshotPath, StatePaths, route};
 
 /// How long connecting may take.
@@ -135,6 +135,14 @@ impl Client {
         self.delete(&route::volume(name))
     }
 
+    /// When a volume's cache would be full.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn forecast(&self, volume: &Name) -> Result<Forecast, ClientError> {
+        self.get(&route::volume_forecast(volume))
+    }
+
     /// All snapshots by volume and T0.
     ///
     /// # Errors
@@ -156,8 +164,15 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn create_snapshot(&self, path: &SnapshotPath) -> Result<Snapshot, ClientError> {
-        let body = CreateSnapshot { name: path.snapshot.clone() };
-        self.post(&route::volume_snapshots(&path.volume), &body)
+        self.create_snapshot_as(&path.volume, &CreateSnapshot::new(path.snapshot.clone()))
+    }
+
+    /// Takes a snapshot as the request says.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn create_snapshot_as(&self, volume: &Name, request: &CreateSnapshot) -> Result<Snapshot, ClientError> {
+        self.post(&route::volume_snapshots(volume), request)
     }
 
     /// Deletes a snapshot; gives what it was.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Name, Size};
+use crate::mover::Destination;
+use crate::{Name, OnFull, Size};
 
 /// Smallest grain in bytes (R7).
 pub const SMALLEST_GRAIN: u64 = 512;
@@ -12,6 +13,8 @@ pub const SMALLEST_GRAIN: u64 = 512;
 pub const LARGEST_GRAIN: u64 = 1 << 20;
 /// The grain of a volume that asked for none, in bytes.
 pub const DEFAULT_GRAIN: u32 = 4096;
+/// Most parts of a volume that a scope may name.
+pub const MOST_PARTS: usize = 65_536;
 
 /// Asks for a new volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +44,32 @@ pub struct AddVolume {
 pub struct CreateSnapshot {
     /// Its name within the volume.
     pub name: Name,
+    /// What becomes of captured originals; they are kept where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub originals: Option<Originals>,
+    /// What gives when the cache is full; the snapshot where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_full: Option<OnFull>,
+    /// What it is of, from 1 to [`MOST_PARTS`] parts in any order; the whole volume where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Vec<Part>>,
+}
+
+impl CreateSnapshot {
+    /// Of a whole volume, as everybody wants it who says nothing.
+    pub fn new(name: Name) -> Self {
+        Self { name, originals: None, on_full: None, scope: None }
+    }
+}
+
+/// A part of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub length: u64,
 }
 
 /// How a volume is.
@@ -49,7 +78,7 @@ pub struct CreateSnapshot {
 pub enum VolumeState {
     /// Clients are served.
     Serving,
-    /// It could not be opened; clients are refused.
+    /// It could not be opened, or its base has lost a part; new clients are refused.
     Failed,
 }
 
@@ -82,12 +111,46 @@ pub struct Volume {
     pub cache_file: u64,
     /// Most bytes of originals.
     pub cache_limit: Option<u64>,
+    /// When the cache is full if originals go on being saved as in the last minute; absent where none are.
+    #[serde(default)]
+    pub full_in_seconds: Option<u64>,
     /// Declared in the configuration file, not by command.
     pub declared: bool,
     /// Clients connected to the volume now, readers of its snapshots included.
     pub connections: u64,
     /// How many snapshots stand.
     pub snapshots: u64,
+    /// What its operator should know although it is served, a sentence each.
+    #[serde(default)]
+    pub notices: Vec<String>,
+}
+
+/// When a volume's cache would be full.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// The volume's stable id.
+    pub id: String,
+    /// The volume's name.
+    pub volume: Name,
+    /// Bytes of originals that there is room for: the cache's limit or the file system's, whichever is less.
+    pub room: u64,
+    /// Bytes a second that go on being saved.
+    pub rate: u64,
+    /// What the rate was taken from.
+    pub basis: Basis,
+    /// When there is no room left at that rate, in seconds; absent where nothing is being changed.
+    pub full_in_seconds: Option<u64>,
+}
+
+/// What a forecast goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// Originals that were saved in the last minute.
+    Saved,
+    /// Whole grains that the host has changed in the last minute: no snapshot stands that anything is saved for. Not every such change
+    /// is the first of its grain, so the cache lasts that long at least.
+    Changed,
 }
 
 /// What becomes of originals that were captured.
@@ -108,6 +171,8 @@ pub enum SnapshotState {
     Live,
     /// Reads fail.
     Broken,
+    /// It stands, but its volume is not served.
+    Unavailable,
 }
 
 /// A snapshot of one volume.
@@ -121,9 +186,9 @@ pub struct Snapshot {
     pub volume_id: String,
     /// Its name within the volume.
     pub name: Name,
-    /// Live or broken.
+    /// How it is.
     pub state: SnapshotState,
-    /// Why it is broken, a sentence.
+    /// Why it cannot be read, a sentence.
     pub reason: Option<String>,
     /// T0, nanoseconds since the Unix epoch.
     pub t0_ns: u64,
@@ -137,6 +202,12 @@ pub struct Snapshot {
     pub epoch: u64,
     /// What becomes of captured originals.
     pub originals: Originals,
+    /// What gives when the cache is full.
+    #[serde(default)]
+    pub on_full: OnFull,
+    /// What it is of, ascending; the whole volume where absent.
+    #[serde(default)]
+    pub scope: Option<Vec<Part>>,
     /// Bytes that its consumer has captured.
     pub captured_bytes: u64,
     /// Bytes of originals that only this snapshot needs.
@@ -145,6 +216,9 @@ pub struct Snapshot {
     pub private: bool,
     /// A mover is copying it now.
     pub mover: bool,
+    /// Where the one backup's copy goes, as far as that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Destination>,
     /// Clients that read it now.
     pub readers: u64,
 }
@@ -164,4 +238,7 @@ pub struct Status {
     pub volumes: Vec<Volume>,
     /// All snapshots by volume and T0.
     pub snapshots: Vec<Snapshot>,
+    /// What the operator should know of the daemon's own places, a sentence each.
+    #[serde(default)]
+    pub notices: Vec<String>,
 }

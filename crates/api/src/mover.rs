@@ -6,14 +6,34 @@
 //! descriptor itself.
 //!
 //! The connection is a lease: when it ends, whatever the mover had pinned is given up. The private snapshot of
-//! a backup stands on, so that the backup can be resumed with the same T0.
+//! a backup stands on, so that the backup can be resumed with the same T0, if the mover had said [`Request::Recorded`]
+//! (or had something captured, which comes after it). Before that nobody could resume it, and it is deleted.
+//!
+//! What was released can never be read again: its originals are gone, and the base may be newer. So a mover that takes
+//! up a snapshot is told what that is ([`Begun::released`]) before it reads anything.
 //!
 //! Deliberately absent: data. No byte of a volume passes through this socket.
 
 use serde::{Deserialize, Serialize};
 
-/// Longest line that either side accepts, in bytes.
-pub const LONGEST_LINE: usize = 1 << 20;
+use crate::OnFull;
+
+/// Longest line that either side accepts, in bytes: one with a scope of [`MOST_PARTS`](crate::control::MOST_PARTS) fits.
+pub const LONGEST_LINE: usize = 4 << 20;
+/// Most ranges in one line.
+pub const RANGES_PER_LINE: usize = 4096;
+
+/// Where a copy goes, for telling an operator how to go on with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destination {
+    /// What `tzero backup --to` was given, from the root.
+    pub path: String,
+    /// What `tzero copy remove` gives the unfinished copy up by.
+    pub unfinished: String,
+    /// Stable name of the copy that will be (32 hex digits), where the mover says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<String>,
+}
 
 /// What a mover asks. The first request of a connection is `Begin` or `Resume`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +45,15 @@ pub enum Request {
         volume: String,
         /// Name of a standing snapshot of it; a private one is taken where this is absent.
         snapshot: Option<String>,
+        /// What a private snapshot is of, offset and length in bytes; the whole volume where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scope: Option<Vec<(u64, u64)>>,
+        /// What gives when the cache is full with a private snapshot; the snapshot where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        on_full: Option<OnFull>,
+        /// Where the copy goes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        destination: Option<Destination>,
     },
     /// Go on with the snapshot of an interrupted copy.
     Resume {
@@ -32,6 +61,17 @@ pub enum Request {
         volume: String,
         /// Id of the snapshot, as in [`Begun::snapshot_id`].
         snapshot_id: String,
+        /// Where the copy goes, if it goes on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        destination: Option<Destination>,
+    },
+    /// The copy's journal is durable: from here on the snapshot outlives this session, because the copy can be
+    /// resumed. Answered by [`Reply::Recorded`].
+    Recorded,
+    /// More of what the snapshot has released. Answered by [`Reply::ReleasedRanges`].
+    ReleasedFrom {
+        /// [`ReleasedPage::next`] of the page before.
+        start: u64,
     },
     /// These ranges are safe in the destination beyond the mover's death, digest and extent in its journal.
     /// Answered by [`Reply::Released`] once the daemon has recorded it (for a `keep` snapshot nothing is released).
@@ -53,8 +93,16 @@ pub enum Request {
 pub enum Reply {
     /// The snapshot stands, and requests in flight at its T0 have landed: reading may start.
     Begun(Box<Begun>),
+    /// The snapshot outlives the session.
+    Recorded,
+    /// Part of what the snapshot has released.
+    ReleasedRanges(ReleasedPage),
     /// The ranges were recorded as captured.
-    Released,
+    Released {
+        /// The cache is nearly full: hosts are being slowed down until more is captured.
+        #[serde(default)]
+        hurry: bool,
+    },
     /// The snapshot is live and unbroken.
     Good,
     /// The session is over.
@@ -117,6 +165,32 @@ pub struct Begun {
     pub direct: bool,
     /// Where the base is, to recognise a destination that is the source. Not to be opened.
     pub base_path: String,
+    /// What it has released so far. A daemon that does not say leaves that unknown, which is not the same as nothing.
+    #[serde(default)]
+    pub released: Option<ReleasedPage>,
+    /// What it is of, offset and length in bytes, ascending; the whole volume where absent. What a scope does not touch counts as
+    /// released, so a mover that knows nothing of scopes copies nothing wrong.
+    #[serde(default)]
+    pub scope: Option<Vec<(u64, u64)>>,
+}
+
+/// Part of a released set: at most [`RANGES_PER_LINE`] ranges, ascending.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleasedPage {
+    /// Offset and length in bytes.
+    pub ranges: Vec<(u64, u64)>,
+    /// Where the next page starts, if there is one.
+    #[serde(default)]
+    pub next: Option<u64>,
+}
+
+impl ReleasedPage {
+    /// The page of `ranges` (offset and length, ascending) that starts at byte `start`.
+    pub fn of(ranges: impl Iterator<Item = (u64, u64)>, start: u64) -> Self {
+        let mut ranges = ranges.skip_while(|(offset, _)| *offset < start);
+        let page = ranges.by_ref().take(RANGES_PER_LINE).collect();
+        Self { ranges: page, next: ranges.next().map(|(offset, _)| offset) }
+    }
 }
 
 /// Order of the descriptors that come with [`Reply::Begun`].
@@ -135,4 +209,44 @@ pub enum Descriptors {
 impl Descriptors {
     /// How many come.
     pub const COUNT: usize = 4;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_range_is_in_one_page_that_fits_a_line() {
+        let all: Vec<(u64, u64)> = (0..10_000).map(|index| (u64::MAX / 2 + index * 8192, 4096)).collect();
+        let (mut found, mut start) = (Vec::new(), Some(0));
+        while let Some(at) = start {
+            let page = ReleasedPage::of(all.iter().copied(), at);
+            assert!(serde_json::to_vec(&page).unwrap().len() < 1 << 19);
+            found.extend(page.ranges);
+            start = page.next;
+        }
+        assert_eq!(found, all);
+        assert_eq!(ReleasedPage::of(std::iter::empty(), 0), ReleasedPage::default());
+    }
+
+    #[test]
+    fn the_longest_scope_fits_a_line() {
+        let scope = vec![(u64::MAX, u64::MAX); crate::control::MOST_PARTS];
+        let on_full = Some(OnFull::FailWrites);
+        let begin =
+            Request::Begin { volume: "v".into(), snapshot: None, scope: Some(scope), on_full, destination: None };
+        assert!(serde_json::to_vec(&begin).unwrap().len() < LONGEST_LINE - (64 << 10));
+    }
+
+    #[test]
+    fn what_an_earlier_program_says_is_understood() {
+        let begin: Request = serde_json::from_str(r#"{"request":"begin","volume":"v","snapshot":null}"#).unwrap();
+        let plain =
+            Request::Begin { volume: "v".into(), snapshot: None, scope: None, on_full: None, destination: None };
+        assert_eq!(begin, plain);
+        // An earlier daemon refuses members that it does not know.
+        assert_eq!(serde_json::to_string(&plain).unwrap(), r#"{"request":"begin","volume":"v","snapshot":null}"#);
+        let released: Reply = serde_json::from_str(r#"{"reply":"released"}"#).unwrap();
+        assert_eq!(released, Reply::Released { hurry: false });
+    }
 }

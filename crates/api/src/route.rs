@@ -6,6 +6,7 @@
 //! | GET | [`VOLUMES`] | – | list of [`Volume`](crate::control::Volume) |
 //! | POST | [`VOLUMES`] | [`AddVolume`](crate::control::AddVolume) | [`Volume`](crate::control::Volume) |
 //! | GET, DELETE | [`VOLUME`] | – | [`Volume`](crate::control::Volume) |
+//! | GET | [`VOLUME_FORECAST`] | – | [`Forecast`](crate::control::Forecast) |
 //! | GET | [`SNAPSHOTS`] | – | list of [`Snapshot`](crate::control::Snapshot) |
 //! | POST | [`VOLUME_SNAPSHOTS`] | [`CreateSnapshot`](crate::control::CreateSnapshot) | [`Snapshot`](crate::control::Snapshot) |
 //! | GET, DELETE | [`SNAPSHOT`] | – | [`Snapshot`](crate::control::Snapshot) |
@@ -21,6 +22,8 @@ pub const STATUS: &str = "/v1/status";
 pub const VOLUMES: &str = "/v1/volumes";
 /// One volume.
 pub const VOLUME: &str = "/v1/volumes/{volume}";
+/// When one volume's cache would be full.
+pub const VOLUME_FORECAST: &str = "/v1/volumes/{volume}/forecast";
 /// All snapshots of all volumes.
 pub const SNAPSHOTS: &str = "/v1/snapshots";
 /// The snapshots of one volume.
@@ -33,6 +36,11 @@ pub const SNAPSHOT_MAP: &str = "/v1/volumes/{volume}/snapshots/{snapshot}/map";
 /// [`VOLUME`] of a volume.
 pub fn volume(name: &Name) -> String {
     VOLUME.replace("{volume}", name.as_str())
+}
+
+/// [`VOLUME_FORECAST`] of a volume.
+pub fn volume_forecast(volume: &Name) -> String {
+    VOLUME_FORECAST.replace("{volume}", volume.as_str())
 }
 
 /// [`VOLUME_SNAPSHOTS`] of a volume.

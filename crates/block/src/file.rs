@@ -1,21 +1,28 @@
 //! A device over a file or a block device of the operating system.
 //!
-//! Direct I/O on a device with blocks of more than 512 bytes still takes requests of 512: what is narrower than a block is widened.
+//! # Zeroing and discarding
+//! Both are given to the operating system in slices of at most [`SLICE`], one after the other: it may hold its own locks on the file for as long as one
+//! takes, and neither a partial write nor a flush is to wait for gigabytes.
+//!
+//! A block device zeroes and discards only whole [units](FileDevice::unit), and what is left at the two ends is written (or for a discard: left alone).
+//! With the page cache the unit is a page: older kernels do not keep such a call apart from a write to the same page next to it, which may then
+//! bring back what was there.
 
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use tzero_io::{Buffer, File, blocking, system};
+use tzero_io::{Buffer, File, system};
 
-use crate::edges::Edges;
+use crate::medium::{Medium, SECTOR};
 use crate::{Action, BlockDevice, ByteRange, Error, Extent, Fault, Geometry, Zeroes};
 
 /// Zeroes are written in pieces of at most this many bytes where nothing faster works.
 const ZERO_PIECE: u64 = 1 << 20;
-/// Requests of this alignment are served whatever the device's blocks, in bytes.
-const SECTOR: u32 = 512;
+/// Longest range that one call zeroes or discards, in bytes.
+const SLICE: u64 = 32 << 20;
+const PAGE: u64 = 4096;
 /// Most extents that one call answers.
 const MOST_EXTENTS: usize = 4096;
 
@@ -31,11 +38,8 @@ pub struct Mode {
 /// A file or block device.
 #[derive(Debug)]
 pub struct FileDevice {
-    file: File,
+    medium: Medium,
     geometry: Geometry,
-    /// What the operating system wants offsets and lengths to be multiples of, in bytes.
-    block: u64,
-    edges: Edges,
     is_device: bool,
     grows: bool,
 }
@@ -81,8 +85,8 @@ impl FileDevice {
             ));
         }
         let geometry = Geometry { size, alignment: block.min(SECTOR) };
-        let file = File::new(file, direct);
-        Ok(Self { file, geometry, block: block.into(), edges: Edges::default(), is_device, grows: false })
+        let medium = Medium::new(File::new(file, direct), block);
+        Ok(Self { medium, geometry, is_device, grows: false })
     }
 
     /// The same file as a device of `size` bytes whatever its length now: writing makes it longer. For caches.
@@ -92,7 +96,7 @@ impl FileDevice {
 
     /// The file underneath.
     pub fn file(&self) -> &File {
-        &self.file
+        self.medium.file()
     }
 
     /// Whether it is a block device.
@@ -100,90 +104,91 @@ impl FileDevice {
         self.is_device
     }
 
-    async fn write_out_zeroes(&self, range: ByteRange, fua: bool) -> Result<(), Error> {
+    /// What a block device zeroes and discards whole multiples of, in bytes. A file does any range.
+    fn unit(&self) -> u64 {
+        match (self.is_device, self.file().is_direct()) {
+            (false, _) => 1,
+            (true, false) => self.medium.block().max(PAGE),
+            (true, true) => self.medium.block(),
+        }
+    }
+
+    /// The whole units of `range`, and what is left before and after them.
+    fn units(&self, range: ByteRange) -> (ByteRange, [ByteRange; 2]) {
+        let unit = self.unit();
+        let start = range.start().next_multiple_of(unit).min(range.end());
+        let end = (range.end() / unit * unit).max(start);
+        (
+            ByteRange::between(start, end),
+            [ByteRange::between(range.start(), start), ByteRange::between(end, range.end())],
+        )
+    }
+
+    async fn write_out_zeroes(&self, range: ByteRange) -> Result<(), Error> {
         for piece in range.pieces(ZERO_PIECE) {
-            let (_, result) = self.write_any(piece, Buffer::zeroed(piece.len() as usize), fua).await;
+            let (_, result) = self.medium.write(piece, Buffer::zeroed(piece.len() as usize), false).await;
             result.map_err(|source| failed(Action::WriteZeroes, piece, source))?;
         }
         Ok(())
     }
 
-    fn is_whole(&self, range: ByteRange) -> bool {
-        (range.start() | range.len()).is_multiple_of(self.block)
+    async fn zero(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), Error> {
+        let (whole, ends) = self.units(range);
+        if zeroes.fast && whole.is_empty() {
+            return Err(Error::new(Action::WriteZeroes, range.start(), range.len(), Fault::Unsupported));
+        }
+        for slice in whole.pieces(SLICE) {
+            match self.zero_slice(slice, zeroes).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Unsupported && zeroes.fast => {
+                    return Err(Error::new(Action::WriteZeroes, range.start(), range.len(), Fault::Unsupported));
+                }
+                Err(error)
+                    if error.kind() == io::ErrorKind::Unsupported
+                        || error.kind() == io::ErrorKind::InvalidInput && !zeroes.fast =>
+                {
+                    self.write_out_zeroes(ByteRange::between(slice.start(), whole.end())).await?;
+                    break;
+                }
+                Err(source) => return Err(failed(Action::WriteZeroes, slice, source)),
+            }
+        }
+        for end in ends {
+            self.write_out_zeroes(end).await?;
+        }
+        Ok(())
     }
 
-    /// The blocks that `range` touches.
-    fn widened(&self, range: ByteRange) -> ByteRange {
-        ByteRange::between(range.start() / self.block * self.block, range.end().next_multiple_of(self.block))
-    }
-
-    async fn read_whole(&self, offset: u64, buffer: Buffer) -> (Buffer, io::Result<()>) {
-        let (buffer, result) = self.file.read_at(offset, buffer).await;
-        let result = match result {
-            Ok(count) if count == buffer.len() => Ok(()),
-            // The file is shorter than the device was when opened.
-            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(source) => Err(source),
-        };
-        (buffer, result)
-    }
-
-    async fn read_any(&self, range: ByteRange, mut buffer: Buffer) -> (Buffer, io::Result<()>) {
-        if self.is_whole(range) {
-            return self.read_whole(range.start(), buffer).await;
-        }
-        let wide = self.widened(range);
-        let (blocks, result) = self.read_whole(wide.start(), Buffer::uncleared(wide.len() as usize)).await;
-        if result.is_ok() {
-            let skip = (range.start() - wide.start()) as usize;
-            let len = buffer.len();
-            buffer.copy_from_slice(&blocks[skip..skip + len]);
-        }
-        (buffer, result)
-    }
-
-    async fn write_any(&self, range: ByteRange, buffer: Buffer, fua: bool) -> (Buffer, io::Result<()>) {
-        if self.block <= u64::from(SECTOR) {
-            return self.file.write_at(range.start(), buffer, fua).await;
-        }
-        let whole = self.is_whole(range);
-        let entered = self.edges.enter(!whole).await;
-        if whole {
-            let written = self.file.write_at(range.start(), buffer, fua).await;
-            drop(entered);
-            return written;
-        }
-        let wide = self.widened(range);
-        let (mut blocks, mut result) = self.read_whole(wide.start(), Buffer::uncleared(wide.len() as usize)).await;
-        if result.is_ok() {
-            let skip = (range.start() - wide.start()) as usize;
-            blocks[skip..skip + buffer.len()].copy_from_slice(&buffer);
-            result = self.file.write_at(wide.start(), blocks, fua).await.1;
-        }
-        drop(entered);
-        (buffer, result)
-    }
-
-    async fn zero_fast(&self, range: ByteRange, zeroes: Zeroes) -> io::Result<()> {
+    async fn zero_slice(&self, range: ByteRange, zeroes: Zeroes) -> io::Result<()> {
+        let _passing = self.medium.pass().await;
+        let file = self.file();
         if self.is_device {
             // A block device zeroes by its own command through the page cache's owner, so cached pages are dropped by the kernel.
-            let file = self.file.clone();
             return if zeroes.may_unmap {
                 // Punching a hole asks for a command that guarantees zeroes.
-                self.file.zero_range(range.start(), range.len(), true).await
+                file.zero_range(range.start(), range.len(), true).await
             } else if zeroes.fast {
                 Err(io::ErrorKind::Unsupported.into())
             } else {
-                blocking(move || system::device_zero(file.get(), range.start(), range.len())).await
+                file.blocking_long(move |file| system::device_zero(file, range.start(), range.len())).await
             };
         }
         if zeroes.may_unmap {
-            match self.file.zero_range(range.start(), range.len(), true).await {
+            match file.zero_range(range.start(), range.len(), true).await {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
                 other => return other,
             }
         }
-        self.file.zero_range(range.start(), range.len(), false).await
+        file.zero_range(range.start(), range.len(), false).await
+    }
+
+    async fn discard_slice(&self, range: ByteRange) -> io::Result<()> {
+        let _passing = self.medium.pass().await;
+        if self.is_device {
+            self.file().blocking_long(move |file| system::device_discard(file, range.start(), range.len())).await
+        } else {
+            self.file().zero_range(range.start(), range.len(), true).await
+        }
     }
 }
 
@@ -201,7 +206,7 @@ impl BlockDevice for FileDevice {
             Ok(range) => range,
             Err(error) => return (buffer, Err(error)),
         };
-        let (buffer, result) = self.read_any(range, buffer).await;
+        let (buffer, result) = self.medium.read(range, buffer).await;
         (buffer, result.map_err(|source| failed(Action::Read, range, source)))
     }
 
@@ -210,7 +215,7 @@ impl BlockDevice for FileDevice {
             Ok(range) => range,
             Err(error) => return (buffer, Err(error)),
         };
-        let (buffer, result) = self.write_any(range, buffer, fua).await;
+        let (buffer, result) = self.medium.write(range, buffer, fua).await;
         (buffer, result.map_err(|source| failed(Action::Write, range, source)))
     }
 
@@ -219,41 +224,25 @@ impl BlockDevice for FileDevice {
         if range.is_empty() {
             return Ok(());
         }
-        match self.zero_fast(range, zeroes).await {
-            Ok(()) if zeroes.fua => self.flush().await,
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Unsupported && zeroes.fast => {
-                Err(Error::new(Action::WriteZeroes, range.start(), range.len(), Fault::Unsupported))
-            }
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.write_out_zeroes(range, zeroes.fua).await,
-            // A range that is not a multiple of the device's block, on a device: by hand.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput && !zeroes.fast => {
-                self.write_out_zeroes(range, zeroes.fua).await
-            }
-            Err(source) => Err(failed(Action::WriteZeroes, range, source)),
-        }
+        self.zero(range, zeroes).await?;
+        if zeroes.fua { self.flush().await } else { Ok(()) }
     }
 
     async fn discard(&self, range: ByteRange) -> Result<(), Error> {
         self.geometry.check(Action::Discard, range.start(), range.len())?;
-        if range.is_empty() {
-            return Ok(());
+        for slice in self.units(range).0.pieces(SLICE) {
+            match self.discard_slice(slice).await {
+                Ok(()) => {}
+                // Advice that cannot be taken is no failure.
+                Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => break,
+                Err(source) => return Err(failed(Action::Discard, slice, source)),
+            }
         }
-        let result = if self.is_device {
-            let file = self.file.clone();
-            blocking(move || system::device_discard(file.get(), range.start(), range.len())).await
-        } else {
-            self.file.zero_range(range.start(), range.len(), true).await
-        };
-        match result {
-            // Advice that cannot be taken is no failure; a range off the device's blocks neither.
-            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => Ok(()),
-            other => other.map_err(|source| failed(Action::Discard, range, source)),
-        }
+        Ok(())
     }
 
     async fn flush(&self) -> Result<(), Error> {
-        self.file.sync_data().await.map_err(|source| Error::system(Action::Flush, 0, 0, source))
+        self.file().sync_data().await.map_err(|source| Error::system(Action::Flush, 0, 0, source))
     }
 
     async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, Error> {
@@ -269,14 +258,14 @@ impl BlockDevice for FileDevice {
                 extents.push(Extent { range: ByteRange::between(at, range.end()), hole: false });
                 break;
             }
-            let Ok(next_data) = self.file.next_data(at) else { return Ok(data) };
+            let Ok(next_data) = self.file().next_data(at) else { return Ok(data) };
             let start = next_data.unwrap_or(range.end()).clamp(at, range.end());
             if start > at {
                 extents.push(Extent { range: ByteRange::between(at, start), hole: true });
                 at = start;
                 continue;
             }
-            let Ok(next_hole) = self.file.next_hole(at) else { return Ok(data) };
+            let Ok(next_hole) = self.file().next_hole(at) else { return Ok(data) };
             let end = next_hole.unwrap_or(range.end()).clamp(at, range.end());
             if end == at {
                 // Between the two questions the data went away.
@@ -289,9 +278,74 @@ impl BlockDevice for FileDevice {
     }
 
     async fn prefetch(&self, range: ByteRange) {
-        if !self.file.is_direct() && self.geometry.check(Action::Read, range.start(), range.len()).is_ok() {
-            let file = self.file.clone();
-            blocking(move || system::read_ahead(file.get(), range.start(), range.len())).await;
+        if !self.file().is_direct() && self.geometry.check(Action::Read, range.start(), range.len()).is_ok() {
+            self.file().blocking(move |file| system::read_ahead(file, range.start(), range.len())).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use tzero_io::{Backend, Runtime, spawn, yield_now};
+
+    use super::*;
+
+    /// On a file, as if direct I/O wanted blocks of 4096 bytes.
+    fn with_large_blocks() -> Rc<FileDevice> {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(1 << 20).expect("a length");
+        let device = FileDevice::from_file(file, false).expect("a device");
+        Rc::new(FileDevice { medium: Medium::new(device.file().clone(), 4096), ..device })
+    }
+
+    #[test]
+    fn nothing_changes_while_a_partial_write_is_under_way() {
+        let zeroes = |may_unmap| Zeroes { may_unmap, ..Zeroes::default() };
+        for backend in [Backend::Ring, Backend::Threads] {
+            Runtime::new(backend).expect("a runtime").block_on(async {
+                for change in 0..4 {
+                    let device = with_large_blocks();
+                    device.write(0, Buffer::copy_of(&[7; 8192]), true).await.1.expect("written");
+                    let held = device.medium.hold_edges().await;
+                    let done = Rc::new(Cell::new(false));
+                    let (theirs, seen) = (Rc::clone(&device), Rc::clone(&done));
+                    let task = spawn(async move {
+                        match change {
+                            0 => theirs.write_zeroes(ByteRange::new(0, 8192), zeroes(true)).await,
+                            1 => theirs.write_zeroes(ByteRange::new(0, 8192), zeroes(false)).await,
+                            2 => theirs.discard(ByteRange::new(0, 8192)).await,
+                            _ => theirs.write(0, Buffer::zeroed(8192), true).await.1,
+                        }
+                        .expect("zeroed");
+                        seen.set(true);
+                    });
+                    tzero_io::sleep(std::time::Duration::from_millis(20)).await;
+                    yield_now().await;
+                    let (bytes, _) = device.read(0, Buffer::uncleared(8192)).await;
+                    assert!(!done.get() && bytes.iter().all(|byte| *byte == 7), "change {change} has passed");
+                    drop(held);
+                    task.await;
+                    assert!(device.read(0, Buffer::uncleared(8192)).await.0.is_zero());
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_partial_write_that_is_given_up_still_ends() {
+        Runtime::new(Backend::Auto).expect("a runtime").block_on(async {
+            let device = with_large_blocks();
+            let held = device.medium.hold_edges().await;
+            let write = device.write(512, Buffer::copy_of(&[7; 512]), false);
+            assert!(tzero_io::timeout(std::time::Duration::from_millis(1), write).await.is_none());
+            drop(held);
+            // Whoever comes next waits for it.
+            device.write(4096, Buffer::copy_of(&[8; 4096]), false).await.1.expect("written");
+            let (bytes, _) = device.read(512, Buffer::uncleared(512)).await;
+            assert!(bytes.iter().all(|byte| *byte == 7));
+        });
     }
 }

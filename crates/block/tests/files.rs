@@ -98,6 +98,57 @@ fn direct_io_on_large_blocks_takes_sectors() {
     }
 }
 
+#[test]
+fn zeroes_are_not_undone_by_a_partial_write_beside_them() {
+    let large = LargeBlocks::new();
+    for backend in [Backend::Ring, Backend::Threads] {
+        Runtime::new(backend).unwrap().block_on(async {
+            let device = FileDevice::open(Path::new(&large.device), Mode { direct: true, writable: true }).unwrap();
+            let device = Rc::new(device);
+            for round in 0..300 {
+                device.write(0, Buffer::copy_of(&[0xAA; 16384]), false).await.1.unwrap();
+                let zeroes = Zeroes { may_unmap: round % 2 == 0, ..Zeroes::default() };
+                let (first, second) = (Rc::clone(&device), Rc::clone(&device));
+                let partial = spawn(async move { first.write(512, Buffer::copy_of(&[0x55; 512]), false).await.1 });
+                let zeroing = spawn(async move { second.write_zeroes(ByteRange::new(0, 16384), zeroes).await });
+                partial.await.unwrap();
+                zeroing.await.unwrap();
+                let (bytes, result) = device.read(0, Buffer::uncleared(16384)).await;
+                result.unwrap();
+                assert!(bytes[..512].iter().chain(&bytes[1024..]).all(|byte| *byte == 0), "round {round}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_block_device_zeroes_what_no_command_fits() {
+    let large = LargeBlocks::new();
+    for (direct, backend) in [(true, Backend::Ring), (false, Backend::Ring), (false, Backend::Threads)] {
+        Runtime::new(backend).unwrap().block_on(async {
+            let device = FileDevice::open(Path::new(&large.device), Mode { direct, writable: true }).unwrap();
+            let mut numbers = Numbers(0x5EED);
+            for round in 0..60u64 {
+                device.write(0, Buffer::copy_of(&[0xAA; 65536]), false).await.1.unwrap();
+                let start = numbers.below(100) * 512;
+                let range = ByteRange::new(start, ((numbers.below(40) + 1) * 512).min(65536 - start));
+                let zeroes = Zeroes { may_unmap: round % 2 == 0, fast: false, fua: round % 3 == 0 };
+                device.write_zeroes(range, zeroes).await.unwrap();
+                let (bytes, result) = device.read(0, Buffer::uncleared(65536)).await;
+                result.unwrap();
+                for (at, byte) in bytes.iter().enumerate() {
+                    let zeroed = range.contains(ByteRange::new(at as u64, 1));
+                    assert_eq!(*byte, if zeroed { 0 } else { 0xAA }, "byte {at} of {range:?}");
+                }
+                // Advice: what is outside stays, what is inside is either.
+                device.discard(ByteRange::new(start, range.len())).await.unwrap();
+                let (bytes, _) = device.read(0, Buffer::uncleared(65536)).await;
+                assert!(bytes[..start as usize].iter().all(|byte| *byte == 0xAA));
+            }
+        });
+    }
+}
+
 struct Numbers(u64);
 
 impl Numbers {

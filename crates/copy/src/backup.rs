@@ -13,6 +13,11 @@
 //!    first, and only on `replace`.)
 //! 3. (INV-10) Nothing that goes wrong here reaches the host; what is left of it is a snapshot that can be deleted.
 //! 4. A run that ends in any other way than declared or given up leaves a journal, and the same T0 can be resumed.
+//! 5. What the daemon has released is never read again. A part that is released and, on resuming, not in the
+//!    destination ends the copy for good.
+//! 6. Nothing that the journal says of the destination is taken on trust by a run that goes on: it is read again and
+//!    compared first (see `recheck`). Once the machine was restarted, or the destination has failed to take or keep
+//!    something, from the medium.
 //!
 //! The mover reads the base as the daemon does (buffered or direct), so page cache and medium never disagree.
 //! Buffered, its reads go through the host's page cache, where the kernel's own aging must tell them from the host's;
@@ -25,6 +30,9 @@ mod discard;
 mod job;
 mod landing;
 mod plain;
+mod protection;
+mod recheck;
+mod stop;
 mod volume;
 
 use std::path::PathBuf;
@@ -34,6 +42,7 @@ use tzero_api::Exit;
 use tzero_io::{Backend, Runtime};
 
 use crate::error::FileAction;
+use crate::forbidden::refuse_forbidden;
 use crate::site::Site;
 use crate::{Cancel, CopySummary, Error, ModeAsked, Observer};
 
@@ -53,6 +62,16 @@ pub enum BackupSource {
     },
     /// A file or block device, without a daemon.
     Path(PathBuf),
+}
+
+impl BackupSource {
+    /// The served volume's name.
+    pub(crate) fn volume(&self) -> Option<&str> {
+        match self {
+            Self::Volume { volume, .. } => Some(volume),
+            Self::Path(_) => None,
+        }
+    }
 }
 
 /// What to copy, where to, and how.
@@ -115,6 +134,7 @@ pub fn backup(request: &BackupRequest, observer: Observer<'_>, cancel: &Cancel) 
     let runtime = Runtime::new(Backend::Auto).map_err(Error::Runtime)?;
     let destination = std::path::absolute(&request.destination);
     let destination = destination.map_err(Error::file(FileAction::Open, &request.destination))?;
+    refuse_forbidden(&destination, &request.state, request.source.volume())?;
     let site = Site::of_image(&destination, &request.state)?;
     site.prepare()?;
     runtime.block_on(async {
@@ -127,3 +147,6 @@ pub fn backup(request: &BackupRequest, observer: Observer<'_>, cancel: &Cancel) 
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,14 +11,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tzero_api::StatePaths;
 
-use crate::backup::discard;
-use crate::error::{FileAction, Refusal};
-use crate::journal::{Claim, JournalFault};
+use crate::error::FileAction;
 use crate::manifest::{CopyKind, ModeUsed, VolumeRecord};
 use crate::site::{MANIFEST_SUFFIX, Site};
-use crate::{Copy, CopyId, Error, Timestamp, durable};
+use crate::{Copy, CopyId, Error, Timestamp, durable, opening};
 
 /// Longest entry that is read, in bytes.
 const LONGEST_ENTRY: u64 = 1 << 16;
@@ -29,7 +26,7 @@ const VERSION: u32 = 1;
 /// The copies that a state directory knows.
 #[derive(Clone, Debug)]
 pub struct Catalogue {
-    state: PathBuf,
+    pub(crate) state: PathBuf,
 }
 
 /// A copy, as the catalogue knows it.
@@ -145,7 +142,7 @@ impl Catalogue {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let bytes = match durable::read(&path, LONGEST_ENTRY) {
+            let bytes = match opening::read(&path, LONGEST_ENTRY) {
                 // Removed since the directory was read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 other => other.ok(),
@@ -180,7 +177,7 @@ impl Catalogue {
         Copy::open(Path::new(name), &self.state)
     }
 
-    fn entry(&self, name: &str) -> Result<Option<CatalogueEntry>, Error> {
+    pub(crate) fn entry(&self, name: &str) -> Result<Option<CatalogueEntry>, Error> {
         if is_path(name) || name.is_empty() {
             return Ok(None);
         }
@@ -219,6 +216,14 @@ impl Catalogue {
         durable::remove(&place).map_err(Error::file(FileAction::Remove, &place))
     }
 
+    /// What stands at the site is no copy any more, here and by its manifest, durably. Called under the journal's lock.
+    pub(crate) fn retire(&self, site: &Site) -> Result<(), Error> {
+        let known = self.list()?.copies.into_iter().filter(|entry| entry.manifest == site.manifest);
+        let loaded = site.load().ok().flatten().map(|manifest| manifest.id);
+        known.map(|entry| entry.id).chain(loaded).try_for_each(|id| self.forget(id))?;
+        site.undeclare()
+    }
+
     /// Removes a copy: image, manifest, entry, in this order, so that an interrupted removal can be repeated. A device
     /// keeps its bytes.
     ///
@@ -228,11 +233,7 @@ impl Catalogue {
     pub fn remove(&self, copy: &Copy) -> Result<(), Error> {
         let site = &copy.site;
         site.prepare()?;
-        let claim = match Claim::take(&site.journal) {
-            Ok(claim) => claim,
-            Err(JournalFault::Locked) => return Err(Error::refused(copy.image(), Refusal::Busy)),
-            Err(JournalFault::Io(source)) => return Err(Error::file(FileAction::Lock, &site.journal)(source)),
-        };
+        let claim = site.claim()?;
         let removed = self.remove_files(copy);
         // What an unfinished copy at the same place has recorded is not this copy's to remove.
         if matches!(claim.load(), Ok(None)) {
@@ -257,32 +258,6 @@ impl Catalogue {
         let manifest = copy.manifest_path();
         durable::remove(manifest).map_err(Error::file(FileAction::Remove, manifest))?;
         self.forget(copy.id())
-    }
-
-    /// Finds a copy as [`Catalogue::find`] does and removes it. The entry of a copy whose manifest is gone is removed
-    /// too. An unfinished copy is named by the path of its `.tzero-partial` or `.tzero-journal`; its private snapshot
-    /// goes with it.
-    ///
-    /// # Errors
-    /// As both.
-    pub fn remove_named(&self, name: &str) -> Result<CopyId, Error> {
-        if is_path(name) {
-            let path = std::path::absolute(name).map_err(Error::file(FileAction::Open, Path::new(name)))?;
-            if let Some(site) = Site::of_unfinished(&path, &self.state) {
-                return discard(&site, &StatePaths::new(&self.state).mover_socket());
-            }
-        }
-        let entry = self.entry(name)?;
-        match (self.find(name), entry) {
-            (Ok(copy), _) => self.remove(&copy).map(|()| copy.id()),
-            (Err(Error::NoCopy { .. } | Error::UnknownCopy { .. }), Some(entry)) => {
-                self.forget(entry.id).map(|()| entry.id)
-            }
-            (Err(Error::File { source, .. }), Some(entry)) if source.kind() == io::ErrorKind::NotFound => {
-                self.forget(entry.id).map(|()| entry.id)
-            }
-            (Err(error), _) => Err(error),
-        }
     }
 
     /// Enters every copy whose manifest lies in one of the directories or below, and every device's. Links are not
@@ -328,6 +303,6 @@ impl Catalogue {
     }
 }
 
-fn is_path(name: &str) -> bool {
+pub(crate) fn is_path(name: &str) -> bool {
     name.contains('/') || name.contains(MANIFEST_SUFFIX)
 }

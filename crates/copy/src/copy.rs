@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::error::FileAction;
-use crate::manifest::{CopyKind, Durability, Manifest, ModeAsked, ModeUsed, VolumeRecord};
+use crate::error::{FileAction, Refusal};
+use crate::manifest::{CopyKind, Durability, Manifest, ModeAsked, ModeUsed, Protection, VolumeRecord};
 use crate::site::{MANIFEST_SUFFIX, Site, read_manifest};
 use crate::{CopyId, Error, Timestamp};
 
@@ -27,7 +27,7 @@ impl Copy {
         let path = std::path::absolute(path).map_err(Error::file(FileAction::Open, path))?;
         let image = path.as_os_str().as_bytes().strip_suffix(MANIFEST_SUFFIX.as_bytes());
         let Some(image) = image.map(|image| Path::new(OsStr::from_bytes(image))) else {
-            return Self::load(Site::of_image(&path, state)?, &path);
+            return Self::load(site_of(&path, state)?, &path);
         };
         // A device's manifest has no image beside it.
         if let Some(manifest) = read_manifest(&path).ok().flatten()
@@ -36,7 +36,7 @@ impl Copy {
             let site = Site { manifest: path, ..Site::of_known_device(device, state) };
             return Ok(Self { site, manifest });
         }
-        Self::load(Site::of_image(image, state)?, &path)
+        Self::load(site_of(image, state)?, &path)
     }
 
     fn load(site: Site, named: &Path) -> Result<Self, Error> {
@@ -91,6 +91,7 @@ impl Copy {
             mode_asked: manifest.mode_asked,
             mode_used: manifest.mode_used,
             reason: manifest.reason.clone(),
+            protection: manifest.protection,
             bytes_read: manifest.bytes_read,
             bytes_changed: manifest.bytes_changed,
             bytes_written: manifest.bytes_written,
@@ -103,6 +104,14 @@ impl Copy {
             tool: manifest.tool.clone(),
         }
     }
+}
+
+fn site_of(image: &Path, state: &Path) -> Result<Site, Error> {
+    Site::of_image(image, state).map_err(|error| match error {
+        // Nothing is to be written there.
+        Error::Refused { path, refusal: Refusal::NotAFile } => Error::WrongKind { path, what: "read as a copy" },
+        error => error,
+    })
 }
 
 /// What there is to tell of a copy. The fields are the manifest's, see [`Manifest`].
@@ -132,6 +141,8 @@ pub struct CopySummary {
     pub mode_used: ModeUsed,
     /// Why it is not all that was asked for, if it is not.
     pub reason: Option<String>,
+    /// What protected a plain source from writers, if anything did.
+    pub protection: Option<Protection>,
     /// Bytes read from the source, holes excluded.
     pub bytes_read: u64,
     /// Bytes that came from originals.

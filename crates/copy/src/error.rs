@@ -1,11 +1,11 @@
 //! Why an operation did not end well. Every message is one sentence: what failed, on what, why, what to do.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 use tzero_api::mover::FailureCode;
+use tzero_api::quoted;
 use tzero_block::ByteRange;
 use tzero_originals::ReconcileError;
 
@@ -61,16 +61,22 @@ pub enum Refusal {
     NoCopyOfIt,
     /// An unfinished copy of another volume stands there.
     OtherUnfinished,
-    /// A device that is not blank.
+    /// A device that is not blank, for a backup.
     NotBlank,
+    /// The same for a restore.
+    NotBlankTarget,
     /// A file that a restore would replace.
     Exists,
+    /// A copy stands where a restore would write, or at least its manifest says so.
+    Declared,
     /// Neither a file nor a block device.
     NotAFile,
     /// A block device that is mounted or otherwise held.
     DeviceInUse,
     /// A file that someone holds locked, a registered volume's base for one.
     Locked,
+    /// A device over a file that someone holds locked.
+    LiesOnLocked,
     /// Another run is writing it.
     Busy,
     /// A device smaller than the volume.
@@ -99,18 +105,43 @@ impl fmt::Display for Refusal {
                 f.write_str("an unfinished copy of another volume stands there; --replace throws it away")
             }
             Self::NotBlank => f.write_str("the device is not blank; --replace overwrites it"),
+            Self::NotBlankTarget => f.write_str("the device is not blank; --force overwrites it"),
             Self::Exists => f.write_str("it exists; --force replaces it once the restore is complete"),
+            Self::Declared => f.write_str(
+                "by the manifest beside it a copy stands there; --force un-declares that copy before it is overwritten",
+            ),
             Self::NotAFile => f.write_str("it is neither a file nor a block device"),
             Self::DeviceInUse => f.write_str("the device is mounted or in use; release it first"),
             Self::Locked => {
                 f.write_str("it is locked, as the base of a served volume is; remove the volume from the daemon first")
             }
+            Self::LiesOnLocked => f.write_str(
+                "it lies on a file that is locked, as the base of a served volume is; remove the volume from the daemon first",
+            ),
             Self::Busy => f.write_str("another run is writing there; wait for it to end"),
             Self::TooSmall { has, needs } => {
                 write!(f, "the device has {has} bytes and {needs} are needed; use a larger one")
             }
             Self::ReadOnly => f.write_str("the device is set read-only"),
         }
+    }
+}
+
+/// What of a registered volume a place shares bytes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holding {
+    /// Its base.
+    Base,
+    /// Its original cache.
+    Originals,
+}
+
+impl fmt::Display for Holding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Base => "base",
+            Self::Originals => "originals",
+        })
     }
 }
 
@@ -158,6 +189,13 @@ pub enum DaemonFault {
     Silent,
     /// An answer that does not fit the protocol.
     Protocol,
+    /// The base is shorter than the volume was at T0.
+    Cut {
+        /// Its size in bytes.
+        has: u64,
+        /// The snapshot's.
+        needs: u64,
+    },
     /// The files that it handed over cannot be used.
     Files(io::Error),
     /// The original cache that it handed over cannot be used.
@@ -177,7 +215,7 @@ impl DaemonFault {
         match self {
             Self::Unreachable(_) | Self::Lost(_) | Self::Silent => true,
             Self::Refused { code, .. } => matches!(code, FailureCode::Busy | FailureCode::Failed),
-            Self::Protocol | Self::Files(_) | Self::Originals(_) => false,
+            Self::Protocol | Self::Cut { .. } | Self::Files(_) | Self::Originals(_) => false,
         }
     }
 }
@@ -189,6 +227,10 @@ impl fmt::Display for DaemonFault {
             Self::Lost(source) => write!(f, "the daemon is gone ({source})"),
             Self::Silent => f.write_str("the daemon does not answer"),
             Self::Protocol => f.write_str("the daemon's answer makes no sense; are both of the same version?"),
+            Self::Cut { has, needs } => write!(
+                f,
+                "its base was cut to {has} bytes and had {needs} at time zero; give it that size again, or restore it from a copy"
+            ),
             Self::Files(source) => write!(f, "what the daemon handed over cannot be used ({source})"),
             Self::Originals(source) => write!(f, "the original cache cannot be used ({source})"),
             Self::Refused { message, .. } => f.write_str(message),
@@ -205,6 +247,9 @@ pub enum SourceFault {
     /// The snapshot does not stand, or an original is bad.
     #[error("{0}")]
     Snapshot(#[source] ReconcileError),
+    /// The snapshot has let go of it.
+    #[error("the snapshot has released it, so what it held at time zero is gone")]
+    Released,
 }
 
 /// A copy that can go on later.
@@ -239,6 +284,8 @@ pub enum StopCause {
     Daemon(DaemonFault),
     /// The destination is full.
     Full,
+    /// The image has taken its place, but a step after that failed.
+    Unnamed(Box<Error>),
 }
 
 impl fmt::Display for StopCause {
@@ -247,17 +294,9 @@ impl fmt::Display for StopCause {
             Self::Cancelled => f.write_str("it was interrupted"),
             Self::Daemon(fault) => fault.fmt(f),
             Self::Full => f.write_str("the destination is full"),
+            Self::Unnamed(error) => write!(f, "it stands in its place, but is not declared yet: {error}"),
         }
     }
-}
-
-/// A word as a shell takes it.
-fn quoted(word: &str) -> Cow<'_, str> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./@+,:=%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return Cow::Borrowed(word);
-    }
-    Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
 }
 
 impl fmt::Display for Incomplete {
@@ -300,6 +339,76 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         refusal: Refusal,
+    },
+    /// A destination or target that is named like a file that stands beside a copy.
+    #[error(
+        "{} is not written to: names that end with `{suffix}` belong to the files that are kept beside a copy; choose another name",
+        path.display()
+    )]
+    Reserved {
+        /// Which.
+        path: PathBuf,
+        /// How its name ends.
+        suffix: &'static str,
+    },
+    /// A destination or target in the state directory.
+    #[error("{} is not written to: it lies in the state directory {}; choose a place elsewhere", path.display(), state.display())]
+    InState {
+        /// Which.
+        path: PathBuf,
+        /// The state directory.
+        state: PathBuf,
+    },
+    /// A destination or target on which a registered volume lies.
+    #[error(
+        "{} is not written to: it shares its bytes with the {holding} of volume {volume}; remove the volume first, with `tzero volume remove {volume}`",
+        path.display()
+    )]
+    Registered {
+        /// Which.
+        path: PathBuf,
+        /// The volume's name.
+        volume: String,
+        /// What of it.
+        holding: Holding,
+    },
+    /// Somebody else's file is where one of a copy's would be.
+    #[error(
+        "{} is not written to: {} would be overwritten or removed and is no file of tzero's; move it away, or choose another place",
+        path.display(), beside.display()
+    )]
+    Foreign {
+        /// The destination or target.
+        path: PathBuf,
+        /// The file beside it.
+        beside: PathBuf,
+    },
+    /// What is to be read is neither a file nor a block device.
+    #[error("{} cannot be {what}: it is neither a file nor a block device; name one", path.display())]
+    WrongKind {
+        /// Which.
+        path: PathBuf,
+        /// `copied` or `read as a copy`.
+        what: &'static str,
+    },
+    /// A file that does not say how much it holds, as those of `/proc`.
+    #[error("{} cannot be copied: it holds more than the {size} bytes that it says; copy a file of a disk", path.display())]
+    Unmeasured {
+        /// Which.
+        path: PathBuf,
+        /// What it says.
+        size: u64,
+    },
+    /// A target on which an unfinished copy stands, which would later go on over what was restored.
+    #[error(
+        "{} is not written to: an unfinished copy stands there; `tzero copy remove {}` gives it up",
+        path.display(), quoted(&unfinished.to_string_lossy())
+    )]
+    Unfinished {
+        /// Which.
+        path: PathBuf,
+        /// What names the unfinished copy.
+        unfinished: PathBuf,
     },
     /// A manifest cannot be used.
     #[error("the manifest {} cannot be used: {fault}", path.display())]
@@ -351,6 +460,23 @@ pub enum Error {
         /// Why.
         fault: ResumeFault,
     },
+    /// There is nothing to give up.
+    #[error("there is no unfinished copy {}; `tzero status` lists those that the daemon knows", path.display())]
+    NothingUnfinished {
+        /// What was named.
+        path: PathBuf,
+    },
+    /// An unfinished copy whose journal is gone: nothing says any more what of it is done.
+    #[error("the copy to {} cannot be resumed: its journal is lost; `{way}` gives up what is left of it", path.display())]
+    JournalLost {
+        /// The destination.
+        path: PathBuf,
+        /// The command.
+        way: String,
+    },
+    /// The snapshot of an unfinished copy is not given up.
+    #[error("the snapshot of the unfinished copy cannot be deleted: {0}")]
+    Control(#[from] tzero_api::ClientError),
     /// The daemon does not do its part.
     #[error("{} cannot be copied: {fault}", volume)]
     Daemon {
@@ -368,6 +494,18 @@ pub enum Error {
         range: ByteRange,
         /// Why.
         fault: SourceFault,
+    },
+    /// A part of an interrupted copy is lost, and its source has released it. Nothing is left of the copy.
+    #[error("{}", lost(source_name, path, *range, *replace))]
+    Lost {
+        /// What was read.
+        source_name: String,
+        /// Where the copy was to be.
+        path: PathBuf,
+        /// What is lost, first.
+        range: ByteRange,
+        /// A new copy has to replace something there.
+        replace: bool,
     },
     /// The destination or target does not take bytes.
     #[error("cannot write to {}: {source}", path.display())]
@@ -411,7 +549,7 @@ pub enum Error {
     #[error("{0}")]
     Incomplete(Box<Incomplete>),
     /// A restore to a device that ended too early.
-    #[error("{cause}; {} was overwritten in part and holds neither what it held nor the copy", path.display())]
+    #[error("{cause}; {} was overwritten in part and holds neither what it held nor the copy, so --force is needed to restore to it again", path.display())]
     Overwritten {
         /// The device.
         path: PathBuf,
@@ -431,19 +569,53 @@ pub enum Error {
     Runtime(#[source] io::Error),
 }
 
+fn lost(source: &str, path: &std::path::Path, range: ByteRange, replace: bool) -> String {
+    let (from, to) = (quoted(source), path.to_string_lossy());
+    let (to, replace) = (quoted(&to), if replace { " --replace" } else { "" });
+    format!(
+        "the copy of {source} to {to} cannot go on: what it had of {range} is lost, and {source} has released what it held there at time zero; nothing is left of the copy, `tzero backup {from} --to {to}{replace}` starts over"
+    )
+}
+
 impl Error {
     /// For the process's exit status.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Incomplete(_) | Self::Interrupted { .. } => Exit::Incomplete,
             Self::Overwritten { cause, .. } => cause.exit(),
+            Self::Reserved { .. } | Self::InState { .. } => Exit::Usage,
             _ => Exit::Failed,
         }
+    }
+
+    /// Whether the destination or a file of the copy has no room.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            Self::Target { source, .. } => source.is_no_space(),
+            Self::File { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it may have cost the destination something that it had taken before.
+    pub(crate) fn casts_doubt(&self) -> bool {
+        matches!(self, Self::Target { .. } | Self::File { action: FileAction::Flush, .. }) || self.is_full()
+    }
+
+    pub(crate) fn daemon(volume: &str) -> impl FnOnce(DaemonFault) -> Self + use<> {
+        let volume = volume.to_owned();
+        move |fault| Self::Daemon { volume, fault }
     }
 
     pub(crate) fn file(action: FileAction, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { action, path, source }
+    }
+
+    pub(crate) fn foreign(path: &std::path::Path, beside: &std::path::Path) -> Self {
+        Self::Foreign { path: path.to_owned(), beside: beside.to_owned() }
     }
 
     pub(crate) fn refused(path: &std::path::Path, refusal: Refusal) -> Self {

@@ -3,13 +3,14 @@
 //! ```text
 //!   base reads (8 pieces of 1 MiB in flight)      chunks (2 landing)                 in order
 //!   ─────────────────────────────────────▶ settle ─────────────────▶ digest ▶ write ─────────▶ sink
-//!          without regard to updates      in order,    4 pieces      on a thread               journal, captured,
-//!                                         after the read                                       progress
+//!          without regard to updates      a chunk of                 on a thread               journal, captured,
+//!                                         4 pieces at a time,                                  progress
+//!                                         after their reads
 //! ```
 //! At most 20 MiB of buffers are alive, whatever the volume's size.
 //!
 //! # Invariants
-//! 1. A piece is settled only after its base read has completed (R21).
+//! 1. A chunk is settled only after all of its base reads have completed (R21).
 //! 2. A chunk whose digest is not the expected one is not written.
 //! 3. The sink hears of a chunk after all of its bytes have been written, and of chunks in their order.
 //! 4. When `run` returns, nothing of it is in flight any more.
@@ -25,7 +26,7 @@ use tzero_io::{Buffer, Task, blocking, is_zero, spawn};
 
 use crate::digests::Digest;
 use crate::error::SourceFault;
-use crate::source::{Content, Source};
+use crate::source::{Content, Part, Source};
 use crate::{Cancel, ChunkDigest, Error};
 
 /// Bytes of one read.
@@ -109,7 +110,7 @@ struct Piece {
 
 struct Chunk {
     step: Step,
-    parts: Vec<(ByteRange, Content)>,
+    parts: Vec<Part>,
     fault: Option<(ByteRange, SourceFault)>,
     read: u64,
     changed: u64,
@@ -142,11 +143,12 @@ pub(crate) async fn run<S: Source, T: BlockDevice>(
             continue;
         }
         let mut gathered = chunk.take().unwrap_or_else(|| Chunk::new(piece.step));
-        gathered.add(source, piece.range, content).await;
+        gathered.add(piece.range, content);
         if !piece.last {
             chunk = Some(gathered);
             continue;
         }
+        gathered.settle(source).await;
         landing.push_back(spawn(land(target.clone(), gathered)));
         if landing.len() > LANDINGS
             && let Some(first) = landing.pop_front()
@@ -177,25 +179,30 @@ impl Chunk {
         Self { step, parts: Vec::new(), fault: None, read: 0, changed: 0 }
     }
 
-    async fn add<S: Source>(&mut self, source: &mut S, range: ByteRange, content: Result<Content, tzero_block::Error>) {
+    /// Takes what the base gave for a piece.
+    fn add(&mut self, range: ByteRange, content: Result<Content, tzero_block::Error>) {
         if self.fault.is_some() {
             return;
         }
-        let settled = match content {
+        match content {
             Ok(content) => {
                 if matches!(content, Content::Bytes(_)) {
                     self.read += range.len();
                 }
-                source.settle(range, content).await
-            }
-            Err(error) => Err(SourceFault::Base(error)),
-        };
-        match settled {
-            Ok((content, changed)) => {
-                self.changed += changed;
                 self.parts.push((range, content));
             }
-            Err(fault) => self.fault = Some((range, fault)),
+            Err(error) => self.fault = Some((range, SourceFault::Base(error))),
+        }
+    }
+
+    /// Makes it the chunk of T0. All of its pieces have been read.
+    async fn settle<S: Source>(&mut self, source: &mut S) {
+        if self.fault.is_some() {
+            return;
+        }
+        match source.settle(std::mem::take(&mut self.parts)).await {
+            Ok((parts, changed)) => (self.parts, self.changed) = (parts, changed),
+            Err(fault) => self.fault = Some(fault),
         }
     }
 }
@@ -225,7 +232,7 @@ async fn land<T: BlockDevice>(target: Option<Target<T>>, chunk: Chunk) -> Landed
     }
 }
 
-fn digest_of(parts: &[(ByteRange, Content)]) -> ChunkDigest {
+fn digest_of(parts: &[Part]) -> ChunkDigest {
     let zero = |content: &Content| match content {
         Content::Hole => true,
         Content::Bytes(bytes) => bytes.is_zero(),
@@ -252,7 +259,7 @@ impl<T: BlockDevice> Target<T> {
     }
 
     /// Writes what is not zero and makes sure that the rest is; tells how many bytes were written.
-    async fn write(&self, parts: Vec<(ByteRange, Content)>) -> Result<u64, tzero_block::Error> {
+    async fn write(&self, parts: Vec<Part>) -> Result<u64, tzero_block::Error> {
         let mut written = 0;
         for (range, content) in parts {
             let bytes = match content {

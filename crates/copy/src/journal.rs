@@ -14,14 +14,16 @@
 //!    rename.
 //! 5. All space is taken at the start: appending needs none.
 //!
-//! Records reach the page cache, not the disk: they survive the writer. After a power loss nothing is taken on trust:
-//! the header names the boot, and on another boot every recorded chunk is read again and compared (see `backup`).
+//! Records reach the page cache, not the disk: they survive the writer. No run that goes on takes them on trust: every
+//! recorded chunk is read again and compared (see `backup::recheck`), and from the medium where pages may have been lost:
+//! on another boot than the header names, and after the word of doubt, which is set once the destination has failed to
+//! take or to keep something. The kernel says so once and then forgets, and with it the pages that it could not write.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -29,7 +31,8 @@ use tzero_io::{LockError, lock_exclusive};
 
 use crate::digests::chunk_count;
 use crate::manifest::{DeviceRecord, ModeAsked, VolumeRecord};
-use crate::{ChunkDigest, CopyId, Timestamp, durable, hex};
+use crate::patience::patiently;
+use crate::{ChunkDigest, CopyId, Timestamp, durable, hex, opening};
 
 const MAGIC: [u8; 8] = *b"TZEROJNL";
 /// Newest version that is read, and the one that is written.
@@ -37,6 +40,9 @@ const VERSION: u32 = 1;
 /// Bytes before the first record.
 pub(crate) const HEADER_LEN: u64 = 16_384;
 const TEXT_AT: usize = 48;
+/// Where the word of doubt is, at the end of the header and outside its seal: it is stored in place, which takes no space.
+const DOUBT_AT: u64 = HEADER_LEN - 8;
+const DOUBT: [u8; 8] = *b"TZERODBT";
 /// Bytes of a record.
 pub(crate) const RECORD_LEN: usize = 80;
 const CHECKED_LEN: usize = RECORD_LEN - 8;
@@ -111,6 +117,8 @@ pub(crate) struct ChunkRecord {
 pub(crate) enum JournalFault {
     /// Another run is writing this destination.
     Locked,
+    /// What stands there is no journal, and somebody may need it.
+    Foreign,
     /// The operating system's word.
     Io(io::Error),
 }
@@ -125,6 +133,7 @@ impl fmt::Display for JournalFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Locked => f.write_str("another backup is writing there"),
+            Self::Foreign => f.write_str("it is no journal"),
             Self::Io(source) => source.fmt(f),
         }
     }
@@ -135,6 +144,8 @@ impl fmt::Display for JournalFault {
 pub(crate) struct Left {
     pub(crate) header: JournalHeader,
     pub(crate) records: BTreeMap<u64, ChunkRecord>,
+    /// What is recorded may not be in the destination.
+    pub(crate) doubted: bool,
     next: u64,
 }
 
@@ -146,16 +157,17 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Locks the journal at `path`, which is made if it was not there.
+    /// Locks the journal at `path`, which is made if it was not there. One that a killed run may still hold is waited for.
     pub(crate) fn take(path: &Path) -> Result<Self, JournalFault> {
+        patiently(|| Self::try_take(path), |fault| matches!(fault, JournalFault::Locked))
+    }
+
+    fn try_take(path: &Path) -> Result<Self, JournalFault> {
         loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(durable::PRIVATE)
-                .open(path)?;
+            let file = match opening::open_or_create(path, durable::PRIVATE) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(JournalFault::Foreign),
+                other => other?,
+            };
             match lock_exclusive(&file) {
                 Ok(()) => {}
                 Err(LockError::Held) => return Err(JournalFault::Locked),
@@ -163,11 +175,20 @@ impl Claim {
             }
             // The one who held it may have removed it: then the lock is on a file without a name.
             match fs::metadata(path) {
-                Ok(there) if there.ino() == file.metadata()?.ino() => return Ok(Self { file, path: path.to_owned() }),
+                Ok(there) if there.ino() == file.metadata()?.ino() => {}
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
+                _ => continue,
             }
+            return match begins(&file)? {
+                true => Ok(Self { file, path: path.to_owned() }),
+                false => Err(JournalFault::Foreign),
+            };
         }
+    }
+
+    /// Whether a run has written anything into it.
+    pub(crate) fn is_begun(&self) -> io::Result<bool> {
+        self.file.metadata().map(|metadata| metadata.len() > 0)
     }
 
     /// What is in it; `None` where there is nothing that can be believed.
@@ -183,14 +204,16 @@ impl Claim {
     /// Starts afresh: whatever was in it is gone. The journal shares the lock with `self`.
     pub(crate) fn start(&self, header: JournalHeader) -> io::Result<Journal> {
         let text = serde_json::to_vec(&header).expect("a header has nothing that JSON cannot say");
-        if text.len() > HEADER_LEN as usize - TEXT_AT || header.chunks() > MOST_CHUNKS {
+        if text.len() > DOUBT_AT as usize - TEXT_AT || header.chunks() > MOST_CHUNKS {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         self.clear()?;
+        // First, so that whoever finds part of it knows whose it is.
+        self.file.write_all_at(&MAGIC, 0)?;
         // Zeroes, not a hole: space for every record is taken here.
         let len = HEADER_LEN + header.chunks() * RECORD_LEN as u64;
         let zeroes = vec![0; 1 << 16];
-        let mut at = 0;
+        let mut at = MAGIC.len() as u64;
         while at < len {
             let now = (len - at).min(zeroes.len() as u64);
             self.file.write_all_at(&zeroes[..now as usize], at)?;
@@ -206,12 +229,18 @@ impl Claim {
         self.file.write_all_at(&head, 0)?;
         self.file.sync_all()?;
         durable::sync_parent(&self.path)?;
-        Ok(Journal { file: self.file.try_clone()?, path: self.path.clone(), header, next: HEADER_LEN })
+        Ok(Journal { file: self.file.try_clone()?, path: self.path.clone(), header, doubted: false, next: HEADER_LEN })
     }
 
     /// Goes on where the earlier run left off.
     pub(crate) fn resume(self, left: &Left) -> Journal {
-        Journal { file: self.file, path: self.path, header: left.header.clone(), next: left.next }
+        Journal {
+            file: self.file,
+            path: self.path,
+            header: left.header.clone(),
+            doubted: left.doubted,
+            next: left.next,
+        }
     }
 
     /// Removes the journal. The lock ends with `self`.
@@ -226,13 +255,14 @@ pub(crate) struct Journal {
     file: File,
     path: PathBuf,
     pub(crate) header: JournalHeader,
+    doubted: bool,
     next: u64,
 }
 
 impl Journal {
     /// What the journal at `path` is of, without taking its lock: for telling, not for writing.
     pub(crate) fn peek(path: &Path) -> Option<JournalHeader> {
-        load(&File::open(path).ok()?).ok().flatten().map(|left| left.header)
+        load(&opening::open(path).ok()?).ok().flatten().map(|left| left.header)
     }
 
     /// Records that chunk `index` is in the destination.
@@ -247,6 +277,30 @@ impl Journal {
     /// Takes back what was recorded of chunk `index`.
     pub(crate) fn append_lost(&mut self, index: u64) -> io::Result<()> {
         self.put(index, LOST, [0; 32], [0; 3])
+    }
+
+    /// Whether what is recorded may not be in the destination.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.doubted
+    }
+
+    /// The destination has failed: whoever goes on must not trust what is recorded. Durable on return.
+    pub(crate) fn doubt(&mut self) -> io::Result<()> {
+        if !self.doubted {
+            self.file.write_all_at(&DOUBT, DOUBT_AT)?;
+            self.file.sync_data()?;
+            self.doubted = true;
+        }
+        Ok(())
+    }
+
+    /// Everything that is recorded was found in the destination.
+    pub(crate) fn trust(&mut self) -> io::Result<()> {
+        if self.doubted {
+            self.file.write_all_at(&[0; 8], DOUBT_AT)?;
+            self.doubted = false;
+        }
+        Ok(())
     }
 
     fn put(&mut self, index: u64, kind: u64, digest: [u8; 32], counts: [u64; 3]) -> io::Result<()> {
@@ -283,6 +337,22 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
+/// Whether a file begins as a journal does, or has nothing in it.
+fn begins(file: &File) -> io::Result<bool> {
+    let mut head = [0; MAGIC.len()];
+    let count = file.read_at(&mut head, 0)?;
+    Ok(head[..count] == MAGIC[..count])
+}
+
+/// Whether what stands at `path` is a journal of whatever worth, and not an empty one.
+pub(crate) fn is_one(path: &Path) -> bool {
+    let look = || {
+        let file = opening::open(path)?;
+        Ok::<_, io::Error>(file.metadata()?.len() > 0 && begins(&file)?)
+    };
+    look().unwrap_or(false)
+}
+
 fn load(file: &File) -> io::Result<Option<Left>> {
     let mut head = vec![0; HEADER_LEN as usize];
     match file.read_exact_at(&mut head, 0) {
@@ -290,6 +360,8 @@ fn load(file: &File) -> io::Result<Option<Left>> {
         other => other?,
     }
     let Some(header) = parse_header(&head) else { return Ok(None) };
+    // Whatever is not plainly no doubt is one.
+    let doubted = head[DOUBT_AT as usize..] != [0; 8];
     let most = header.chunks() * RECORDS_PER_CHUNK;
     let mut records = BTreeMap::new();
     let mut next = HEADER_LEN;
@@ -307,7 +379,7 @@ fn load(file: &File) -> io::Result<Option<Left>> {
         };
         next += RECORD_LEN as u64;
     }
-    Ok(Some(Left { header, records, next }))
+    Ok(Some(Left { header, records, doubted, next }))
 }
 
 fn parse_header(head: &[u8]) -> Option<JournalHeader> {
@@ -316,7 +388,7 @@ fn parse_header(head: &[u8]) -> Option<JournalHeader> {
     if head[..8] != MAGIC || version != VERSION {
         return None;
     }
-    let text = head.get(TEXT_AT..TEXT_AT.checked_add(len)?)?;
+    let text = head[..DOUBT_AT as usize].get(TEXT_AT..TEXT_AT.checked_add(len)?)?;
     if seal(&head[..16], text) != head[16..48] {
         return None;
     }

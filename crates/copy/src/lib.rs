@@ -8,7 +8,8 @@
 //!   done.
 //! - [`struct@Copy`] is a finished copy: an image with its [`Manifest`]. [`Catalogue`] finds it by name.
 //! - [`verify`](verify()) reads a copy again; [`restore`](restore()) gives the volume back.
-//! - [`placement`] tells where bytes end up, so that nothing is copied onto itself.
+//! - [`placement`] tells where bytes end up, so that nothing is copied onto itself; `forbidden` where nothing goes at all, and
+//!   `ours` which of the files beside a copy may be replaced.
 //!
 //! Operations block the calling thread, on which they run their own event loop. They tell [`Event`]s, stop on
 //! [`Cancel`], and end in an [`Error`] or outcome that knows its exit status.
@@ -18,22 +19,33 @@
 
 pub mod placement;
 
+mod abandoned;
 mod backup;
+mod blank;
 mod catalogue;
 mod copy;
 mod copy_id;
+mod device_key;
 mod digests;
 mod durable;
 mod error;
 mod flow;
+mod forbidden;
 mod hex;
 mod journal;
 mod manifest;
+mod opening;
+mod ours;
+mod patience;
 mod progress;
+mod registry;
+mod released;
+mod removal;
 mod restore;
 mod session;
 mod site;
 mod source;
+mod standing;
 mod timestamp;
 mod verify;
 
@@ -42,10 +54,10 @@ pub use catalogue::{Catalogue, CatalogueEntry, Listing, Rebuilt};
 pub use copy::{Copy, CopySummary};
 pub use copy_id::{CopyId, InvalidCopyId};
 pub use digests::{CHUNK, ChunkDigest, Digest, Digests, InvalidDigests};
-pub use error::{DaemonFault, Error, FileAction, Incomplete, Refusal, ResumeFault, SourceFault, StopCause};
+pub use error::{DaemonFault, Error, FileAction, Holding, Incomplete, Refusal, ResumeFault, SourceFault, StopCause};
 pub use manifest::{
     CopyKind, DeviceRecord, Durability, ImageRecord, MANIFEST_VERSION, Manifest, ManifestFault, ModeAsked, ModeUsed,
-    VolumeRecord,
+    Protection, VolumeRecord,
 };
 pub use progress::{Cancel, Event, Notice, Observer, Phase};
 pub use restore::{RestoreRequest, Restored, restore};

@@ -18,6 +18,8 @@ use crate::{CopyId, Digests, Timestamp, hex};
 pub const MANIFEST_VERSION: u32 = 1;
 /// First member of every manifest.
 const FORMAT: &str = "tzero-manifest";
+/// How every manifest begins, of whatever version.
+pub(crate) const MAGIC: &str = "{\n  \"format\": \"tzero-manifest\"";
 /// Comes between the sealed bytes and the seal's 64 hex digits.
 const SEAL_HEAD: &str = ",\n  \"digest\": \"";
 /// Comes after them.
@@ -54,6 +56,16 @@ pub enum ModeUsed {
     TimeZero,
     /// Plain reads of a file or device that is no volume: there is no T0 but the time at which reading began.
     Plain,
+}
+
+/// What kept writers off a plain file or device while it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protection {
+    /// Nobody could write to it.
+    ReadOnly,
+    /// Somebody held a lock on it.
+    Locked,
 }
 
 /// What the copied bytes survive.
@@ -117,6 +129,9 @@ pub struct Manifest {
     pub mode_used: ModeUsed,
     /// Why it is not all that was asked for, if it is not. One sentence.
     pub reason: Option<String>,
+    /// What protected a plain source from writers; absent where nothing did, and of a volume, which needs nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<Protection>,
     /// Bytes read from the source, holes excluded.
     pub bytes_read: u64,
     /// Bytes that came from originals because the source had changed.
@@ -153,6 +168,7 @@ pub(crate) struct ManifestFields {
     pub(crate) mode_asked: ModeAsked,
     pub(crate) mode_used: ModeUsed,
     pub(crate) reason: Option<String>,
+    pub(crate) protection: Option<Protection>,
     pub(crate) bytes_read: u64,
     pub(crate) bytes_changed: u64,
     pub(crate) bytes_written: u64,
@@ -168,8 +184,12 @@ pub(crate) struct ManifestFields {
 pub enum ManifestFault {
     /// The seal is missing or does not fit what it seals.
     Seal,
+    /// What stands in its place is no file.
+    NoFile,
     /// Made by a newer tzero.
-    Version(u32),
+    Version(u64),
+    /// Of a kind that only a newer tzero can know.
+    Kind,
     /// Sealed, but not what a manifest says.
     Content,
 }
@@ -181,6 +201,8 @@ impl fmt::Display for ManifestFault {
             Self::Version(version) => {
                 write!(f, "it has version {version} and this tzero reads up to {MANIFEST_VERSION}; use a newer one")
             }
+            Self::NoFile => f.write_str("it is no file; remove what stands there"),
+            Self::Kind => f.write_str("it is of a kind of copy that this tzero does not know; use a newer one"),
             Self::Content => f.write_str("its contents contradict each other"),
         }
     }
@@ -188,10 +210,13 @@ impl fmt::Display for ManifestFault {
 
 impl std::error::Error for ManifestFault {}
 
+/// What is asked before anything that another version may have changed.
 #[derive(Deserialize)]
 struct Head {
     format: String,
-    version: u32,
+    version: u64,
+    #[serde(default)]
+    kind: serde_json::Value,
 }
 
 impl Manifest {
@@ -207,6 +232,7 @@ impl Manifest {
             mode_asked: fields.mode_asked,
             mode_used: fields.mode_used,
             reason: fields.reason,
+            protection: fields.protection,
             bytes_read: fields.bytes_read,
             bytes_changed: fields.bytes_changed,
             bytes_written: fields.bytes_written,
@@ -259,8 +285,11 @@ impl Manifest {
         if head.format != FORMAT {
             return Err(ManifestFault::Content);
         }
-        if head.version > MANIFEST_VERSION {
+        if head.version > u64::from(MANIFEST_VERSION) {
             return Err(ManifestFault::Version(head.version));
+        }
+        if head.kind.is_string() && CopyKind::deserialize(&head.kind).is_err() {
+            return Err(ManifestFault::Kind);
         }
         let manifest: Self = serde_json::from_slice(&json).map_err(|_| ManifestFault::Content)?;
         if manifest.is_coherent() { Ok(manifest) } else { Err(ManifestFault::Content) }
@@ -268,7 +297,8 @@ impl Manifest {
 
     fn is_coherent(&self) -> bool {
         let [volume] = self.volumes.as_slice() else { return false };
-        CHUNK_SIZES.contains(&self.chunk)
+        self.version == MANIFEST_VERSION
+            && CHUNK_SIZES.contains(&self.chunk)
             && self.chunk.is_power_of_two()
             && self.digests.len() == chunk_count(self.chunk, volume.size)
             && hex::decode::<16>(&volume.id).is_some()
@@ -291,6 +321,7 @@ pub(crate) mod tests {
             mode_asked: ModeAsked::Auto,
             mode_used: ModeUsed::TimeZero,
             reason: None,
+            protection: None,
             bytes_read: 5 << 20,
             bytes_changed: 4096,
             bytes_written: 1 << 20,
@@ -307,6 +338,7 @@ pub(crate) mod tests {
         let manifest = example();
         let bytes = manifest.encode();
         assert_eq!(Manifest::decode(&bytes), Ok(manifest));
+        assert!(bytes.starts_with(MAGIC.as_bytes()));
         let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(json["format"], "tzero-manifest");
         assert_eq!(json["mode_used"], "timezero");
@@ -350,9 +382,22 @@ pub(crate) mod tests {
     fn a_forger_who_can_seal_is_still_checked() {
         assert!(Manifest::decode(&resealed(|_| {})).is_ok());
         assert_eq!(Manifest::decode(&resealed(|json| json["version"] = 2.into())), Err(ManifestFault::Version(2)));
+        for version in [2, u64::MAX] {
+            let forged = resealed(|json| {
+                json["version"] = version.into();
+                json["kind"] = "other".into();
+                json["surprise"] = 1.into();
+            });
+            assert_eq!(Manifest::decode(&forged), Err(ManifestFault::Version(version)));
+        }
+        let kind = resealed(|json| json["kind"] = "archive".into());
+        assert_eq!(Manifest::decode(&kind), Err(ManifestFault::Kind));
         let huge = u64::MAX;
         for (field, value) in [
             ("format", "other".into()),
+            ("version", 0.into()),
+            ("version", "2".into()),
+            ("kind", 7.into()),
             ("chunk", 0.into()),
             ("chunk", 12345.into()),
             ("chunk", (1u64 << 62).into()),

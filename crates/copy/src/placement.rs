@@ -1,16 +1,23 @@
-//! Where bytes end up: to recognise a destination that is, or lies on, its own source.
+//! Where bytes end up: to recognise a destination that is, or lies on, its own source or a volume.
 //!
-//! A path's bytes lie in a stack of *layers*: the file itself, the block device of its file system, and below
-//! that whatever the device is made of: the disk of a partition, the members of a device-mapper or RAID device, the
-//! file behind a loop device, the file system that this file is on, and so on. A source is hit when it is one of the
-//! layers.
+//! A path's bytes lie in a stack: the file itself, the block device of its file system, and below that whatever the device
+//! is made of: a stretch of a disk (a partition) or of a file (a loop device), the members of a device-mapper or RAID
+//! device, the file system that a file is on, and so on. `Ground` is that stack, as stretches:
 //!
-//! What cannot be seen from here: the other end of a network (NFS, an nbd or iSCSI disk), and a FUSE file system's
-//! store.
+//! ```text
+//!   partition, loop device   the same bytes as a stretch of what is below: that stretch takes their place
+//!   dm, md, file system      bytes of their own, somewhere on what is below: that counts as a whole
+//! ```
+//! Two places share bytes when what one of them *is* overlaps something that the other is or lies on. So two loop devices
+//! over one file do, two partitions of one disk do not, and two files on it do not either.
+//!
+//! What cannot be seen from here: the other end of a network (NFS, an nbd or iSCSI disk), a FUSE file system's store, a file
+//! behind a loop device that has lost its name, and which parts of a disk a device-mapper device has: two of them on one
+//! disk count as apart.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -64,43 +71,104 @@ impl Identity {
 /// # Errors
 /// When the path cannot be looked at. What the system does not tell about lower layers counts as "not".
 pub fn lies_on(path: &Path, source: &Identity) -> io::Result<bool> {
-    let start = nearest_existing(path)?;
-    let place = Identity::of_path(&start)?;
-    if layers_of(place, Some(&start)).contains(source) {
-        return Ok(true);
-    }
-    // Overwriting a whole disk, or the file behind a loop device, hits what is made of it.
-    Ok(layers_of(*source, None).contains(&place))
+    Ok(Ground::of(path)?.meets(*source))
 }
 
-fn nearest_existing(path: &Path) -> io::Result<PathBuf> {
+/// The path from the root with all links followed, whether or not something is there.
+pub(crate) fn resolved(path: &Path) -> io::Result<PathBuf> {
+    let (existing, rest) = nearest_existing(path)?;
+    // Joining nothing would leave a slash at the end.
+    Ok(if rest.as_os_str().is_empty() { existing } else { existing.join(rest) })
+}
+
+/// The nearest ancestor that is there, links followed, and what is missing below it.
+fn nearest_existing(path: &Path) -> io::Result<(PathBuf, PathBuf)> {
     let path = std::path::absolute(path)?;
     for candidate in path.ancestors() {
         match fs::canonicalize(candidate) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-            other => return other,
+            other => return Ok((other?, path.strip_prefix(candidate).map(PathBuf::from).unwrap_or_default())),
         }
     }
     Err(io::ErrorKind::NotFound.into())
 }
 
-/// Everything that `start` is made of, itself included.
-fn layers_of(start: Identity, path: Option<&Path>) -> BTreeSet<Identity> {
-    let mut layers = BTreeSet::from([start]);
-    let mut found = match (start, path) {
-        (Identity::File { file_system, .. }, _) => device_of_file_system(file_system, path).into_iter().collect(),
-        (Identity::Device { number }, _) => below(number),
-    };
-    while let Some(layer) = found.pop() {
-        if !layers.insert(layer) {
-            continue;
-        }
-        match layer {
-            Identity::Device { number } => found.extend(below(number)),
-            Identity::File { file_system, .. } => found.extend(device_of_file_system(file_system, None)),
-        }
+/// A stretch of bytes of something that is not itself a stretch of something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stretch {
+    of: Identity,
+    bytes: Range<u64>,
+}
+
+impl Stretch {
+    fn overlaps(&self, other: &Self) -> bool {
+        self.of == other.of && self.bytes.start < other.bytes.end && other.bytes.start < self.bytes.end
     }
-    layers
+}
+
+/// What the bytes at a place are and lie on.
+#[derive(Debug, Default)]
+pub(crate) struct Ground {
+    /// What they are comes first.
+    stretches: Vec<Stretch>,
+    /// Devices that are being looked into: a loop device's file may be hidden below a mount of that device.
+    inside: Vec<u64>,
+    /// Files behind loop devices.
+    files: Vec<PathBuf>,
+}
+
+impl Ground {
+    /// Of a path, or of the nearest directory that would hold it.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+        let (start, _) = nearest_existing(path)?;
+        let mut ground = Self::default();
+        ground.add(Identity::of_path(&start)?, 0..u64::MAX, Some(&start));
+        Ok(ground)
+    }
+
+    /// Whether it shares bytes with `other`.
+    pub(crate) fn meets(&self, other: Identity) -> bool {
+        let mut ground = Self::default();
+        ground.add(other, 0..u64::MAX, None);
+        let hits = |one: &Self, other: &Self| {
+            one.stretches.first().is_some_and(|own| other.stretches.iter().any(|stretch| own.overlaps(stretch)))
+        };
+        hits(self, &ground) || hits(&ground, self)
+    }
+
+    /// The files behind loop devices that it lies on.
+    pub(crate) fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    fn add(&mut self, identity: Identity, bytes: Range<u64>, path: Option<&Path>) {
+        let below = match identity {
+            Identity::File { file_system, .. } => {
+                Below::Made(device_of_file_system(file_system, path).into_iter().collect())
+            }
+            Identity::Device { number } if self.inside.contains(&number) => Below::Made(Vec::new()),
+            Identity::Device { number } => below(number),
+        };
+        let depth = self.inside.len();
+        if let Identity::Device { number } = identity {
+            self.inside.push(number);
+        }
+        match below {
+            Below::StretchOf { what, window, path } => {
+                let at = |byte: u64| window.start.saturating_add(byte).min(window.end);
+                self.files.extend(path.clone());
+                self.add(what, at(bytes.start)..at(bytes.end), path.as_deref());
+            }
+            Below::Made(members) => {
+                self.stretches.push(Stretch { of: identity, bytes });
+                members.into_iter().for_each(|member| self.add(member, 0..u64::MAX, None));
+            }
+        }
+        self.inside.truncate(depth);
+    }
 }
 
 /// The directory in which the kernel describes a block device.
@@ -110,7 +178,7 @@ pub(crate) fn sysfs_of(number: u64) -> PathBuf {
 }
 
 /// Major and minor, as the kernel packs them into `dev_t`.
-const fn split(number: u64) -> (u64, u64) {
+pub(crate) const fn split(number: u64) -> (u64, u64) {
     ((number >> 32 & 0xffff_f000) | (number >> 8 & 0xfff), (number >> 12 & 0xffff_ff00) | (number & 0xff))
 }
 
@@ -118,37 +186,67 @@ const fn join(major: u64, minor: u64) -> u64 {
     (major & 0xffff_f000) << 32 | (major & 0xfff) << 8 | (minor & 0xffff_ff00) << 12 | (minor & 0xff)
 }
 
-fn number_in(file: &Path) -> Option<u64> {
+pub(crate) fn number_in(file: &Path) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
     let (major, minor) = text.trim().split_once(':')?;
     Some(join(major.parse().ok()?, minor.parse().ok()?))
 }
 
+/// What is one layer down.
+enum Below {
+    /// The device is a stretch of something.
+    StretchOf {
+        what: Identity,
+        window: Range<u64>,
+        /// Of a file.
+        path: Option<PathBuf>,
+    },
+    /// It has bytes of its own, which lie somewhere on these.
+    Made(Vec<Identity>),
+}
+
+/// Sectors, in which the kernel tells sizes, in bytes.
+const SECTOR: u64 = 512;
+
 /// One layer down from a block device.
-fn below(number: u64) -> Vec<Identity> {
-    let Ok(place) = fs::canonicalize(sysfs_of(number)) else { return Vec::new() };
-    let mut found = Vec::new();
+fn below(number: u64) -> Below {
+    let Ok(place) = fs::canonicalize(sysfs_of(number)) else { return Below::Made(Vec::new()) };
+    let count = |name: &str| fs::read_to_string(place.join(name)).ok()?.trim().parse::<u64>().ok();
     if place.join("partition").exists()
-        && let Some(disk) = place.parent().and_then(|disk| number_in(&disk.join("dev")))
+        && let Some(number) = place.parent().and_then(|disk| number_in(&disk.join("dev")))
     {
-        found.push(Identity::Device { number: disk });
+        let window = match (count("start"), count("size")) {
+            (Some(start), Some(size)) => start * SECTOR..(start + size) * SECTOR,
+            _ => 0..u64::MAX,
+        };
+        return Below::StretchOf { what: Identity::Device { number }, window, path: None };
     }
-    for member in fs::read_dir(place.join("slaves")).into_iter().flatten().flatten() {
-        found.extend(number_in(&member.path().join("dev")).map(|number| Identity::Device { number }));
+    if let Some(path) = backing_file(&place)
+        && let Ok(what) = Identity::of_path(&path)
+    {
+        let start = count("loop/offset").unwrap_or(0);
+        let end = match count("loop/sizelimit") {
+            None | Some(0) => u64::MAX,
+            Some(size) => start.saturating_add(size),
+        };
+        return Below::StretchOf { what, window: start..end, path: Some(path) };
     }
-    if let Ok(mut file) = fs::read(place.join("loop/backing_file")) {
-        if file.last() == Some(&b'\n') {
-            file.pop();
-        }
-        let file = PathBuf::from(std::ffi::OsString::from_vec(file));
-        if let Ok(metadata) = fs::metadata(&file) {
-            found.push(Identity::of(&metadata));
-            if metadata.is_file() {
-                found.extend(device_of_file_system(metadata.dev(), Some(&file)));
-            }
-        }
+    let members = fs::read_dir(place.join("slaves")).into_iter().flatten().flatten();
+    Below::Made(
+        members
+            .filter_map(|member| number_in(&member.path().join("dev")))
+            .map(|number| Identity::Device { number })
+            .collect(),
+    )
+}
+
+/// The file or device behind a loop device.
+fn backing_file(place: &Path) -> Option<PathBuf> {
+    let mut file = fs::read(place.join("loop/backing_file")).ok()?;
+    if file.last() == Some(&b'\n') {
+        file.pop();
     }
-    found
+    Some(PathBuf::from(std::ffi::OsString::from_vec(file)))
 }
 
 /// The block device under a file system. Some (btrfs, overlays) number themselves: for those the mount table tells.
@@ -213,47 +311,6 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
-/// A name for a block device that stays with it as far as the system can tell: what device-mapper or the hardware calls
-/// it, a partition by its disk and number, a loop device by the file behind it; failing all, its number.
-///
-/// # Errors
-/// When the device cannot be looked at.
-pub(crate) fn device_key(number: u64) -> io::Result<String> {
-    let place = fs::canonicalize(sysfs_of(number))?;
-    let text = |name: &str| {
-        let text = fs::read_to_string(place.join(name)).ok()?;
-        let text = text.trim();
-        (!text.is_empty()).then(|| text.to_owned())
-    };
-    if let Some(partition) = text("partition")
-        && let Some(disk) = place.parent().and_then(|disk| number_in(&disk.join("dev")))
-    {
-        return Ok(format!("{}-part{}", device_key(disk)?, plain(&partition)));
-    }
-    if let Some(uuid) = text("dm/uuid").or_else(|| text("md/uuid")) {
-        return Ok(plain(&uuid));
-    }
-    if let Some(name) =
-        text("wwid").or_else(|| text("device/wwid")).or_else(|| text("serial")).or_else(|| text("device/serial"))
-    {
-        return Ok(plain(&name));
-    }
-    if let Some(file) = text("loop/backing_file")
-        && let Ok(metadata) = fs::metadata(&file)
-    {
-        return Ok(format!("loop-{:x}-{:x}", metadata.dev(), metadata.ino()));
-    }
-    let (major, minor) = split(number);
-    Ok(format!("device-{major}-{minor}"))
-}
-
-/// Only characters that a file name may have everywhere, and not too many.
-fn plain(text: &str) -> String {
-    let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-    let name: String = text.chars().map(safe).take(100).collect();
-    format!("id-{name}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,6 +347,24 @@ mod tests {
         }
         assert!(!lies_on(&dir.path().join("new"), &source).unwrap());
         assert!(!lies_on(&dir.path().join("no/such/directory/file"), &source).unwrap());
+    }
+
+    #[test]
+    fn what_is_not_there_yet_has_a_place_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert_eq!(resolved(&link.join("no/such")).unwrap(), real.join("no/such"));
+        assert_eq!(resolved(&link).unwrap(), real);
+    }
+
+    #[test]
+    fn stretches_of_one_thing_overlap_or_do_not() {
+        let stretch = |number, bytes| Stretch { of: Identity::Device { number }, bytes };
+        assert!(stretch(1, 0..10).overlaps(&stretch(1, 9..u64::MAX)));
+        assert!(!stretch(1, 0..10).overlaps(&stretch(1, 10..20)));
+        assert!(!stretch(1, 0..10).overlaps(&stretch(2, 0..10)));
     }
 
     #[test]

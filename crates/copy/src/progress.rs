@@ -39,6 +39,8 @@ impl Cancel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
+    /// What an interrupted run has written is read again and compared with its digests.
+    Recheck,
     /// Bytes go from the source to the destination.
     Copy,
     /// The destination makes them durable.
@@ -52,6 +54,7 @@ pub enum Phase {
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Recheck => "recheck",
             Self::Copy => "copy",
             Self::Flush => "flush",
             Self::Verify => "verify",
@@ -70,8 +73,12 @@ pub enum Event {
         copy: CopyId,
         /// Volume, or the plain source's file name.
         volume: String,
+        /// The volume's stable id, or the plain source's.
+        volume_id: String,
         /// Name of the snapshot without the volume's; none for a plain source.
         snapshot: Option<String>,
+        /// The snapshot's stable id.
+        snapshot_id: Option<String>,
         /// The instant that the copy will show.
         t0: Timestamp,
         /// Bytes to copy.
@@ -120,7 +127,7 @@ pub enum Notice {
         /// Snapshot's name without the volume's.
         snapshot: String,
     },
-    /// What an interrupted run left on another boot was read again, and this many chunks of it were lost.
+    /// What an interrupted run left was read again, and this many chunks of it were not what it had written.
     Recopied {
         /// How many chunks.
         chunks: u64,
@@ -143,7 +150,10 @@ impl fmt::Display for Notice {
                 "the copy is good but its snapshot could not be deleted; `tzero snapshot delete {volume}@{snapshot}` does"
             ),
             Self::Recopied { chunks } => {
-                write!(f, "{chunks} chunks of the interrupted copy did not outlive the restart and are copied again")
+                write!(
+                    f,
+                    "part of the interrupted copy did not outlive the interruption and is copied again (chunks: {chunks})"
+                )
             }
         }
     }

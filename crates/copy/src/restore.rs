@@ -5,35 +5,43 @@
 //! 2. (INV-9, R46) A restore is declared only after the target was flushed, read again from its medium, and compared.
 //! 3. A file appears under its name only then. A device is overwritten in place: until it is declared, its contents are
 //!    neither old nor new, and the error says so.
+//! 4. A file that exists and a device that is not blank are overwritten only on `force`, and only if they are no volume's
+//!    (see `forbidden`).
+//! 5. No manifest ever speaks of bytes that a restore has put in the place of its copy: the copy that stood there is
+//!    un-declared durably before (see `standing`), and only on `force`.
 //!
 //! Deliberately absent: parts of volumes, archives, and restoring through a daemon.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, fchown};
+mod beside;
+mod place;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
 use tzero_block::{BlockDevice, FileDevice};
-use tzero_io::{Backend, LockError, Runtime, lock_exclusive, system};
+use tzero_io::{Backend, Runtime};
 
 use crate::digests::chunk_range;
-use crate::error::{FileAction, Refusal};
+use crate::error::FileAction;
 use crate::flow::{self, End, Landed, Outcome, Sink, Step, Target};
-use crate::placement::{Identity, lies_on};
+use crate::opening::open_for_reading;
 use crate::source::PlainSource;
-use crate::verify::{Expected, compare, open_for_reading};
-use crate::{Cancel, Copy, CopyId, Error, Event, Observer, Phase, durable};
+use crate::verify::{Expected, compare};
+use crate::{Cancel, Copy, CopyId, Error, Event, Observer, Phase};
+use place::Place;
 
 /// What to restore, and where.
 #[derive(Clone, Debug)]
 pub struct RestoreRequest {
     /// The copy.
     pub copy: Copy,
+    /// The state directory: catalogue, and records of copies on devices.
+    pub state: PathBuf,
     /// A file, which is made, or a block device.
     pub target: PathBuf,
-    /// An existing file is replaced once the restore is complete.
+    /// An existing file is replaced once the restore is complete, a device that is not blank is overwritten, a copy that
+    /// stands at the target is given up.
     pub force: bool,
 }
 
@@ -68,21 +76,22 @@ pub fn restore(request: &RestoreRequest, observer: Observer<'_>, cancel: &Cancel
         return Err(Error::WrongSize { path: copy.image().to_owned(), found, expected: size });
     }
     let mut place = Place::open(request, &image)?;
+    place.prepare()?;
     let done = runtime.block_on(fill(request, image, &place, observer, cancel));
     match done.and_then(|written| place.declare().map(|()| written)) {
         Ok(written) => Ok(Restored {
             copy: copy.id(),
+            device: place.is_device(),
             target: place.path,
-            device: place.beside.is_none(),
             bytes_restored: size,
             bytes_written: written,
             verified: true,
         }),
         Err(error) => {
             place.give_up();
-            match place.beside {
-                Some(_) => Err(error),
-                None => Err(Error::Overwritten { path: place.path, cause: Box::new(error) }),
+            match place.is_device() {
+                false => Err(error),
+                true => Err(Error::Overwritten { path: place.path, cause: Box::new(error) }),
             }
         }
     }
@@ -99,10 +108,10 @@ async fn fill(
     let (size, chunk) = (manifest.size(), manifest.chunk);
     let path = &place.path;
     let interrupted = || Error::Interrupted { path: path.clone(), what: "restored" };
-    let writable = place.file.try_clone().map_err(Error::file(FileAction::Open, path))?;
+    let writable = place.file().try_clone().map_err(Error::file(FileAction::Open, path))?;
     let device = FileDevice::from_file(writable, false).map_err(Error::file(FileAction::Open, path))?;
     let device = Arc::new(device);
-    let target = Target { device: Arc::clone(&device), blank: place.beside.is_some() };
+    let target = Target { device: Arc::clone(&device), blank: !place.is_device() };
     let steps = (0..).zip(manifest.digests.iter()).map(|(index, expect)| Step {
         index,
         range: chunk_range(index, chunk, size),
@@ -118,7 +127,7 @@ async fn fill(
     observer(&Event::Progress { phase: Phase::Flush, done: 0, total: size });
     device.flush().await.map_err(|source| Error::Target { path: path.clone(), source })?;
     observer(&Event::Progress { phase: Phase::Flush, done: size, total: size });
-    let again = place.file.try_clone().map_err(Error::file(FileAction::Open, path))?;
+    let again = place.file().try_clone().map_err(Error::file(FileAction::Open, path))?;
     let again = FileDevice::from_file(again, false).map_err(Error::file(FileAction::Open, path))?;
     let compared = compare(again, Expected { size, chunk }, manifest.digests.iter(), observer, cancel).await?;
     match compared.ok_or_else(interrupted)?.damage.first() {
@@ -159,166 +168,4 @@ impl Sink for Filling<'_> {
         (self.observer)(&Event::Progress { phase: Phase::Copy, done: self.done, total: self.total });
         Ok(())
     }
-}
-
-/// Where a restore writes.
-struct Place {
-    /// Final name, or the device.
-    path: PathBuf,
-    /// The file that gets the final name; none for a device.
-    beside: Option<PathBuf>,
-    file: File,
-    /// The file that will be replaced; held open for its lock.
-    replaced: Option<File>,
-    force: bool,
-}
-
-impl Place {
-    fn open(request: &RestoreRequest, image: &FileDevice) -> Result<Self, Error> {
-        let path = std::path::absolute(&request.target).map_err(Error::file(FileAction::Open, &request.target))?;
-        refuse_the_copy_itself(&path, request, image)?;
-        match fs::metadata(&path) {
-            Ok(metadata) if metadata.file_type().is_block_device() => Self::open_device(path, request),
-            Ok(metadata) if metadata.is_file() => {
-                // A link stays one: what it leads to is replaced.
-                let path = fs::canonicalize(&path).map_err(Error::file(FileAction::Open, &path))?;
-                Self::open_file(path, request, Some(metadata))
-            }
-            Ok(_) => Err(Error::refused(&path, Refusal::NotAFile)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if fs::symlink_metadata(&path).is_ok() || path.file_name().is_none() {
-                    return Err(Error::refused(&path, Refusal::NotAFile));
-                }
-                Self::open_file(path, request, None)
-            }
-            Err(error) => Err(Error::file(FileAction::Open, &path)(error)),
-        }
-    }
-
-    fn open_device(path: PathBuf, request: &RestoreRequest) -> Result<Self, Error> {
-        let file = open_device_for_writing(&path, request.copy.manifest().size())?;
-        Ok(Self { path, beside: None, file, replaced: None, force: true })
-    }
-
-    fn open_file(path: PathBuf, request: &RestoreRequest, existing: Option<fs::Metadata>) -> Result<Self, Error> {
-        let mut replaced = None;
-        if existing.is_some() {
-            let file = File::open(&path).map_err(Error::file(FileAction::Open, &path))?;
-            refuse_locked(&file, &path)?;
-            if !request.force {
-                return Err(Error::refused(&path, Refusal::Exists));
-            }
-            replaced = Some(file);
-        }
-        let beside = durable::with_suffix(&path, ".tzero-restore");
-        let file = claim_beside(&beside, &path)?;
-        let prepare = || {
-            if let Some(existing) = &existing {
-                file.set_permissions(existing.permissions())?;
-                if let Err(error) = fchown(&file, Some(existing.uid()), Some(existing.gid()))
-                    && error.kind() != io::ErrorKind::PermissionDenied
-                {
-                    return Err(error);
-                }
-            }
-            file.set_len(request.copy.manifest().size())
-        };
-        let prepared = prepare().map_err(Error::file(FileAction::Create, &beside));
-        let place = Self { path, beside: Some(beside), file, replaced, force: request.force };
-        match prepared {
-            Ok(()) => Ok(place),
-            Err(error) => {
-                place.give_up();
-                Err(error)
-            }
-        }
-    }
-
-    /// Makes the finished file the target.
-    fn declare(&mut self) -> Result<(), Error> {
-        let Some(beside) = &self.beside else { return Ok(()) };
-        self.file.sync_all().map_err(Error::file(FileAction::Flush, beside))?;
-        match (&self.replaced, fs::symlink_metadata(&self.path).is_ok()) {
-            (None, true) if !self.force => return Err(Error::refused(&self.path, Refusal::Exists)),
-            _ => {}
-        }
-        durable::rename(beside, &self.path).map_err(Error::file(FileAction::Rename, &self.path))
-    }
-
-    fn give_up(&self) {
-        if let Some(beside) = &self.beside {
-            // What is left is no more than a file with a telling name, which the next restore takes over.
-            let _ = durable::remove(beside);
-        }
-    }
-}
-
-fn refuse_the_copy_itself(path: &Path, request: &RestoreRequest, image: &FileDevice) -> Result<(), Error> {
-    let look = Error::file(FileAction::Open, path);
-    let identity =
-        Identity::of_file(image.file().get()).map_err(Error::file(FileAction::Open, request.copy.image()))?;
-    let itself = lies_on(path, &identity).map_err(look)?;
-    let target = fs::metadata(path).ok().filter(|metadata| metadata.file_type().is_block_device());
-    let holds = match target {
-        Some(metadata) => lies_on(request.copy.image(), &Identity::Device { number: metadata.rdev() })
-            .map_err(Error::file(FileAction::Open, path))?,
-        None => false,
-    };
-    if itself || holds { Err(Error::refused(path, Refusal::HoldsCopy)) } else { Ok(()) }
-}
-
-/// Refuses a file on which another process has a lock.
-pub(crate) fn refuse_locked(file: &File, path: &Path) -> Result<(), Error> {
-    match lock_exclusive(file) {
-        Ok(()) => Ok(()),
-        Err(LockError::Held) => Err(Error::refused(path, Refusal::Locked)),
-        Err(LockError::Failed(source)) => Err(Error::file(FileAction::Lock, path)(source)),
-    }
-}
-
-/// Takes a file beside the target that only this run writes; one that a dead run left is emptied.
-fn claim_beside(beside: &Path, target: &Path) -> Result<File, Error> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(durable::PRIVATE)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(beside)
-        .map_err(Error::file(FileAction::Create, beside))?;
-    match lock_exclusive(&file) {
-        Ok(()) => {}
-        Err(LockError::Held) => return Err(Error::refused(target, Refusal::Busy)),
-        Err(LockError::Failed(source)) => return Err(Error::file(FileAction::Lock, beside)(source)),
-    }
-    let there = Identity::of_path(beside).map_err(Error::file(FileAction::Open, beside))?;
-    if there != Identity::of_file(&file).map_err(Error::file(FileAction::Open, beside))? {
-        return Err(Error::refused(target, Refusal::Busy));
-    }
-    file.set_len(0).map_err(Error::file(FileAction::Write, beside))?;
-    Ok(file)
-}
-
-/// Opens a block device that nobody uses and that has `needs` bytes.
-pub(crate) fn open_device_for_writing(path: &Path, needs: u64) -> Result<File, Error> {
-    let file = OpenOptions::new().read(true).write(true).custom_flags(system::EXCLUSIVE).open(path);
-    let file = match file {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            return Err(Error::refused(path, Refusal::DeviceInUse));
-        }
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-            return Err(Error::refused(path, Refusal::ReadOnly));
-        }
-        other => other.map_err(Error::file(FileAction::Open, path))?,
-    };
-    refuse_locked(&file, path)?;
-    if system::device_is_read_only(&file).map_err(Error::file(FileAction::Open, path))? {
-        return Err(Error::refused(path, Refusal::ReadOnly));
-    }
-    let has = system::device_size(&file).map_err(Error::file(FileAction::Open, path))?;
-    if has < needs {
-        return Err(Error::refused(path, Refusal::TooSmall { has, needs }));
-    }
-    Ok(file)
 }

@@ -10,9 +10,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use tzero_api::mover::{Begun, Descriptors, LONGEST_LINE, Reply, Request};
+use tzero_api::mover::{Begun, Descriptors, LONGEST_LINE, RANGES_PER_LINE, ReleasedPage, Reply, Request};
 use tzero_block::ByteRange;
 use tzero_io::descriptors;
+use tzero_originals::RangeSet;
 
 use crate::error::DaemonFault;
 
@@ -20,8 +21,6 @@ use crate::error::DaemonFault;
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// How long it may take to answer. Taking a snapshot waits for requests in flight at T0, which a slow base may hold up.
 const ANSWER_TIME: Duration = Duration::from_secs(120);
-/// Most ranges in one line.
-const RANGES_PER_LINE: usize = 4096;
 
 /// A connection whose snapshot stands as long as it is not finished or abandoned.
 #[derive(Debug)]
@@ -37,6 +36,8 @@ pub(crate) struct Opened {
     pub(crate) session: Session,
     pub(crate) begun: Begun,
     pub(crate) descriptors: Vec<OwnedFd>,
+    /// What the snapshot had released before; `None` where the daemon does not say.
+    pub(crate) released: Option<RangeSet>,
 }
 
 impl Session {
@@ -46,10 +47,41 @@ impl Session {
         let mut session = Self { stream, pending: Vec::new() };
         session.send(request)?;
         match session.receive()? {
-            (Reply::Begun(begun), descriptors) if descriptors.len() == Descriptors::COUNT => {
-                Ok(Opened { session, begun: *begun, descriptors })
+            (Reply::Begun(mut begun), descriptors) if descriptors.len() == Descriptors::COUNT => {
+                let released = begun.released.take().map(|page| session.released(page)).transpose()?;
+                Ok(Opened { session, begun: *begun, descriptors, released })
             }
             (reply, _) => Err(unexpected(reply)),
+        }
+    }
+
+    /// All of a released set, given its first page.
+    fn released(&mut self, mut page: ReleasedPage) -> Result<RangeSet, DaemonFault> {
+        let mut released = RangeSet::default();
+        let mut last = 0;
+        loop {
+            for (offset, len) in page.ranges {
+                released.insert(ByteRange::checked(offset, len).ok_or(DaemonFault::Protocol)?);
+            }
+            let Some(start) = page.next else { return Ok(released) };
+            if start <= last {
+                return Err(DaemonFault::Protocol);
+            }
+            last = start;
+            self.send(&Request::ReleasedFrom { start })?;
+            page = match self.receive()?.0 {
+                Reply::ReleasedRanges(page) => page,
+                reply => return Err(unexpected(reply)),
+            };
+        }
+    }
+
+    /// The copy's journal is durable, so the snapshot must outlive this process.
+    pub(crate) fn recorded(&mut self) -> Result<(), DaemonFault> {
+        self.send(&Request::Recorded)?;
+        match self.receive()?.0 {
+            Reply::Recorded => Ok(()),
+            reply => Err(unexpected(reply)),
         }
     }
 
@@ -59,7 +91,7 @@ impl Session {
             let ranges = ranges.iter().map(|range| (range.start(), range.len())).collect();
             self.send(&Request::Captured { ranges })?;
             match self.receive()?.0 {
-                Reply::Released => {}
+                Reply::Released { .. } => {}
                 reply => return Err(unexpected(reply)),
             }
         }

@@ -15,6 +15,19 @@
 //! 2. The manifest that belongs to the image at `PATH` is the new one if that names the image's inode and size, else
 //!    `PATH.tzero`. So a crash between the two renames leaves a good copy, which the next load completes.
 //! 3. What stands at `PATH` is replaced only by a complete image, and only where that was asked for.
+//! 4. A new manifest whose image is in place is never removed, only renamed: without it the image would be nothing.
+//!
+//! # Order of a declaration, and what a failure of each step leaves
+//! | step | it fails | |
+//! |---|---|---|
+//! | 1 new manifest written and flushed, its name too | nothing has changed | [`Undeclared::Before`] |
+//! | 2 image linked or renamed to `PATH` | nothing has changed | [`Undeclared::Before`] |
+//! | 3 directory flushed: **declared** | the image is in place, perhaps not durably; the new manifest names it | [`Undeclared::After`] |
+//! | 4 other name of a linked image removed, durably | as after 3, and durable | [`Undeclared::After`] |
+//! | 5 new manifest renamed to `PATH.tzero`, directory flushed | as after 4 | [`Undeclared::After`] |
+//!
+//! Whether step 2 took place is looked up, not concluded from its error. After it, nothing is taken back: a run that
+//! goes on (or whoever loads the copy) completes the rest, and only then is it a success.
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
@@ -23,15 +36,27 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use tzero_api::mover::Destination;
+
+use crate::device_key::device_key;
 use crate::error::{FileAction, Refusal};
-use crate::journal::Journal;
+use crate::journal::{Claim, Journal, JournalFault};
 use crate::manifest::{DeviceRecord, ImageRecord, LONGEST_MANIFEST, Manifest, ManifestFault};
-use crate::{Error, durable, placement};
+use crate::{CopyId, Error, durable, opening};
 
 /// Suffix of a manifest.
 pub(crate) const MANIFEST_SUFFIX: &str = ".tzero";
 const PARTIAL_SUFFIX: &str = ".tzero-partial";
 const JOURNAL_SUFFIX: &str = ".tzero-journal";
+
+/// Why a finished image is not the copy yet.
+#[derive(Debug)]
+pub(crate) enum Undeclared {
+    /// It did not take its place, and what stood there still does.
+    Before(Error),
+    /// It did: all that is missing can be done again.
+    After(Error),
+}
 
 /// The places of one copy's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +108,7 @@ impl Site {
 
     fn of_device(path: &Path, number: u64, state: &Path) -> Result<Self, Error> {
         let path = fs::canonicalize(path).map_err(Error::file(FileAction::Open, path))?;
-        let key = placement::device_key(number).map_err(Error::file(FileAction::Open, &path))?;
+        let key = device_key(number).map_err(Error::file(FileAction::Open, &path))?;
         Ok(Self::of_known_device(DeviceRecord { path, key }, state))
     }
 
@@ -114,6 +139,25 @@ impl Site {
         if self.device.is_some() { &self.journal } else { &self.partial }
     }
 
+    /// What the daemon tells operators of the copy in the making.
+    pub(crate) fn named(&self, copy: CopyId) -> Destination {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let (path, unfinished) = (text(&self.image), text(self.unfinished()));
+        Destination { path, unfinished, copy: Some(copy.to_string()) }
+    }
+
+    /// Takes the right to write the copy's files.
+    ///
+    /// # Errors
+    /// When another run has it, or something else stands at the journal's place.
+    pub(crate) fn claim(&self) -> Result<Claim, Error> {
+        Claim::take(&self.journal).map_err(|fault| match fault {
+            JournalFault::Locked => Error::refused(&self.image, Refusal::Busy),
+            JournalFault::Foreign => Error::foreign(&self.image, &self.journal),
+            JournalFault::Io(source) => Error::file(FileAction::Create, &self.journal)(source),
+        })
+    }
+
     /// Of the unfinished copy that `path`, its image or its journal, stands for.
     pub(crate) fn of_unfinished(path: &Path, state: &Path) -> Option<Self> {
         let name = path.as_os_str().as_bytes();
@@ -125,7 +169,7 @@ impl Site {
         })
     }
 
-    fn fresh(&self) -> PathBuf {
+    pub(crate) fn fresh(&self) -> PathBuf {
         durable::with_suffix(&self.manifest, ".new")
     }
 
@@ -154,30 +198,62 @@ impl Site {
     /// lock.
     ///
     /// # Errors
-    /// When something appeared at the image's place and `replace` is not set, or a file cannot be written; whatever
-    /// stood at the image's place still does.
-    pub(crate) fn declare(&self, manifest: &Manifest, replace: bool) -> Result<(), Error> {
+    /// When something appeared at the image's place and `replace` is not set, or a step fails. Which of the two kinds it
+    /// is says what may be removed.
+    pub(crate) fn declare(&self, manifest: &Manifest, replace: bool) -> Result<(), Undeclared> {
+        // It may have come since the copy began.
+        self.refuse_foreign_manifest().map_err(Undeclared::Before)?;
         let bytes = manifest.encode();
         if self.device.is_some() {
-            return durable::replace(&self.manifest, &bytes).map_err(Error::file(FileAction::Write, &self.manifest));
+            let replaced = durable::replace(&self.manifest, &bytes);
+            return replaced.map_err(Error::file(FileAction::Write, &self.manifest)).map_err(
+                |error| match read_manifest(&self.manifest).map(|there| there.map(|there| there.id)) {
+                    Ok(there) if there != Some(manifest.id) => Undeclared::Before(error),
+                    _ => Undeclared::After(error),
+                },
+            );
         }
         let fresh = self.fresh();
-        durable::write(&fresh, &bytes).map_err(Error::file(FileAction::Write, &fresh))?;
-        self.put_in_place(replace)?;
+        durable::write(&fresh, &bytes).map_err(Error::file(FileAction::Write, &fresh)).map_err(Undeclared::Before)?;
+        self.put_in_place(replace).map_err(|error| match self.holds(manifest) {
+            Some(false) => Undeclared::Before(error),
+            // Where it cannot be told, nothing is taken back.
+            Some(true) | None => Undeclared::After(error),
+        })?;
+        self.name_manifest(manifest).map_err(Undeclared::After)
+    }
+
+    /// Whether the image of `manifest` is in its place; `None` where that cannot be seen.
+    fn holds(&self, manifest: &Manifest) -> Option<bool> {
+        match fs::metadata(&self.image) {
+            Ok(there) => Some(manifest.image == Some(ImageRecord { inode: there.ino(), size: there.len() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(false),
+            Err(_) => None,
+        }
+    }
+
+    fn name_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
+        let fresh = self.fresh();
         match durable::rename(&fresh, &self.manifest) {
             // Someone who loaded the copy meanwhile was quicker.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => match self.load()? {
-                Some(there) if there.id == manifest.id => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match read_manifest(&self.manifest)? {
+                Some(there) if there.id == manifest.id => self.sync_names(),
                 _ => Err(Error::file(FileAction::Rename, &fresh)(error)),
             },
             other => other.map_err(Error::file(FileAction::Rename, &fresh)),
         }
     }
 
+    /// Makes the names of image and manifest durable, which a run that failed on just that has left to the next one.
+    pub(crate) fn sync_names(&self) -> Result<(), Error> {
+        let directory = durable::parent(&self.manifest);
+        durable::sync_parent(&self.manifest).map_err(Error::file(FileAction::Flush, directory))
+    }
+
     fn put_in_place(&self, replace: bool) -> Result<(), Error> {
         if !replace {
             // A link never replaces anything, which a rename cannot promise.
-            match fs::hard_link(&self.partial, &self.image) {
+            match durable::link(&self.partial, &self.image) {
                 Ok(()) => {
                     durable::sync_parent(&self.image).map_err(Error::file(FileAction::Rename, &self.image))?;
                     return durable::remove(&self.partial).map_err(Error::file(FileAction::Remove, &self.partial));
@@ -196,13 +272,31 @@ impl Site {
     }
 
     /// Removes what an unfinished copy left, the journal excepted. Called under the journal's lock.
+    ///
+    /// One that had taken its place before is none: its manifest gets its name, and the copy stays.
     pub(crate) fn discard_partial(&self) -> Result<(), Error> {
         let fresh = self.fresh();
-        durable::remove(&fresh).map_err(Error::file(FileAction::Remove, &fresh))?;
+        match self.fresh_in_place() {
+            Some(_) => durable::rename(&fresh, &self.manifest).map_err(Error::file(FileAction::Rename, &fresh))?,
+            None => durable::remove(&fresh).map_err(Error::file(FileAction::Remove, &fresh))?,
+        }
         if self.device.is_none() {
             durable::remove(&self.partial).map_err(Error::file(FileAction::Remove, &self.partial))?;
         }
         Ok(())
+    }
+
+    /// What stands at the image's place is no copy from here on, durably. Called under the journal's lock.
+    pub(crate) fn undeclare(&self) -> Result<(), Error> {
+        for manifest in [self.fresh(), self.manifest.clone()] {
+            durable::remove(&manifest).map_err(Error::file(FileAction::Remove, &manifest))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a manifest of whatever worth says that a copy stands, or stood, at the image's place.
+    pub(crate) fn has_manifest(&self) -> bool {
+        [self.fresh(), self.manifest.clone()].iter().any(|manifest| fs::symlink_metadata(manifest).is_ok())
     }
 
     /// Makes the empty image that a copy fills. Called under the journal's lock, after [`Site::discard_partial`].
@@ -225,10 +319,11 @@ impl Site {
 /// A manifest file; `None` where there is none.
 pub(crate) fn read_manifest(path: &Path) -> Result<Option<Manifest>, Error> {
     let fault = |fault| Error::Manifest { path: path.to_owned(), fault };
-    match durable::read(path, LONGEST_MANIFEST) {
+    match opening::read(path, LONGEST_MANIFEST) {
         Ok(bytes) => Manifest::decode(&bytes).map(Some).map_err(fault),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(fault(ManifestFault::Seal)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(fault(ManifestFault::NoFile)),
         Err(error) => Err(Error::file(FileAction::Read, path)(error)),
     }
 }

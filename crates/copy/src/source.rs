@@ -1,8 +1,8 @@
 //! Where a copy's bytes come from.
 //!
 //! A source is read in two steps, and the types keep their order (R21, R31): first the *base*, with no regard to
-//! updates, by as many reads at a time as one likes; then [`Source::settle`] makes what was read the bytes of T0. The
-//! base's answer that a range is a hole is a read like any other and is settled like one.
+//! updates, by as many reads at a time as one likes; then [`Source::settle`] makes what was read the bytes of T0, a
+//! batch at a time. The base's answer that a range is a hole is a read like any other and is settled like one.
 //!
 //! [`SnapshotSource`] is a served volume's snapshot. [`PlainSource`] is a file or device with no daemon: nothing to
 //! settle.
@@ -18,6 +18,7 @@ use tzero_io::{Buffer, MappedFile};
 use tzero_originals::{Epoch, OriginalsReader, SnapshotId, SnapshotRef};
 
 use crate::error::{DaemonFault, SourceFault};
+use crate::released::Released;
 
 /// The cache grows while it is read; nothing in it lies beyond this many bytes.
 const CACHE_REACH: u64 = 1 << 56;
@@ -31,6 +32,11 @@ pub(crate) enum Content {
     Bytes(Buffer),
 }
 
+/// A range and what is there.
+pub(crate) type Part = (ByteRange, Content);
+/// Parts as of T0 and how many of their bytes came from originals; or where, and why, they cannot be had.
+pub(crate) type Settled = Result<(Vec<Part>, u64), (ByteRange, SourceFault)>;
+
 /// What a copy is made of. See the module's documentation.
 pub(crate) trait Source {
     /// What is read first.
@@ -42,13 +48,8 @@ pub(crate) trait Source {
     /// Bytes to copy.
     fn size(&self) -> u64;
 
-    /// Turns what the base gave for the range at `offset`, by a read that has completed, into the bytes of T0. Tells
-    /// how many bytes came from originals.
-    fn settle(
-        &mut self,
-        range: ByteRange,
-        content: Content,
-    ) -> impl Future<Output = Result<(Content, u64), SourceFault>>;
+    /// Turns what the base gave, by reads that have all completed, into the bytes of T0.
+    fn settle(&mut self, parts: Vec<Part>) -> impl Future<Output = Settled>;
 
     /// Fails unless everything settled so far is still vouched for.
     fn check(&self) -> Result<(), SourceFault>;
@@ -78,12 +79,8 @@ impl<D: BlockDevice> Source for PlainSource<D> {
         self.size
     }
 
-    fn settle(
-        &mut self,
-        _range: ByteRange,
-        content: Content,
-    ) -> impl Future<Output = Result<(Content, u64), SourceFault>> {
-        ready(Ok((content, 0)))
+    fn settle(&mut self, parts: Vec<Part>) -> impl Future<Output = Settled> {
+        ready(Ok((parts, 0)))
     }
 
     fn check(&self) -> Result<(), SourceFault> {
@@ -97,6 +94,7 @@ pub(crate) struct SnapshotSource {
     originals: OriginalsReader<MappedFile, FileDevice>,
     snapshot: SnapshotRef,
     size: u64,
+    released: Released,
 }
 
 impl SnapshotSource {
@@ -104,7 +102,7 @@ impl SnapshotSource {
     ///
     /// # Errors
     /// When it is not what it should be.
-    pub(crate) fn open(begun: &Begun, descriptors: Vec<OwnedFd>) -> Result<Self, DaemonFault> {
+    pub(crate) fn open(begun: &Begun, descriptors: Vec<OwnedFd>, released: Released) -> Result<Self, DaemonFault> {
         let files: Vec<File> = descriptors.into_iter().map(File::from).collect();
         let Ok([base, cache, map, snapshots]) = <[File; Descriptors::COUNT]>::try_from(files) else {
             return Err(DaemonFault::Protocol);
@@ -115,11 +113,35 @@ impl SnapshotSource {
         let snapshots = MappedFile::from_file(snapshots, false).map_err(DaemonFault::Files)?;
         let originals = OriginalsReader::open(map, snapshots, cache, begun.size).map_err(DaemonFault::Originals)?;
         let id = SnapshotId::parse(&begun.snapshot_id).ok_or(DaemonFault::Protocol)?;
-        if base.geometry().size < begun.size {
-            return Err(DaemonFault::Protocol);
+        let has = base.geometry().size;
+        if has < begun.size {
+            return Err(DaemonFault::Cut { has, needs: begun.size });
         }
         let snapshot = SnapshotRef { slot: begun.slot, id, epoch: Epoch(begun.epoch) };
-        Ok(Self { base: Arc::new(base), originals, snapshot, size: begun.size })
+        Ok(Self { base: Arc::new(base), originals, snapshot, size: begun.size, released })
+    }
+
+    /// Lays originals over what the base gave.
+    async fn overlay(&mut self, mut parts: Vec<Part>) -> Settled {
+        let snapshot = self.snapshot;
+        let whole = parts.first().map_or(ByteRange::new(0, 0), |(range, _)| *range);
+        let originals = self.originals.catch_up().await.map_err(|error| (whole, SourceFault::Snapshot(error)))?;
+        let mut from_originals = 0;
+        for (range, content) in &mut parts {
+            let range = *range;
+            let failed = |error| (range, SourceFault::Snapshot(error));
+            if let Content::Hole = content {
+                if originals.changed(&snapshot, range).map_err(failed)?.iter().all(|(_, zero)| *zero) {
+                    continue;
+                }
+                *content = Content::Bytes(Buffer::zeroed(range.len() as usize));
+            }
+            if let Content::Bytes(buffer) = content {
+                let reconciled = originals.reconcile(&snapshot, range.start(), buffer).await;
+                from_originals += reconciled.map_err(failed)?.cache_bytes;
+            }
+        }
+        Ok((parts, from_originals))
     }
 
     /// The open base, to tell what it is.
@@ -139,23 +161,20 @@ impl Source for SnapshotSource {
         self.size
     }
 
-    async fn settle(&mut self, range: ByteRange, content: Content) -> Result<(Content, u64), SourceFault> {
-        let mut buffer = match content {
-            Content::Bytes(buffer) => buffer,
-            Content::Hole => {
-                let changed = self.originals.changed(&self.snapshot, range).map_err(SourceFault::Snapshot)?;
-                if changed.iter().all(|(_, zero)| *zero) {
-                    return Ok((Content::Hole, 0));
-                }
-                Buffer::zeroed(range.len() as usize)
-            }
-        };
-        let reconciled = self.originals.reconcile(&self.snapshot, range.start(), &mut buffer).await;
-        let reconciled = reconciled.map_err(SourceFault::Snapshot)?;
-        Ok((Content::Bytes(buffer), reconciled.cache_bytes))
+    async fn settle(&mut self, parts: Vec<Part>) -> Settled {
+        let ranges: Vec<ByteRange> = parts.iter().map(|(range, _)| *range).collect();
+        let settled = self.overlay(parts).await;
+        // Asked last, as a view does, and it counts more than a fault: an original may be missing because it was released.
+        match ranges.into_iter().find(|range| self.released.overlaps(*range)) {
+            Some(range) => Err((range, SourceFault::Released)),
+            None => settled,
+        }
     }
 
     fn check(&self) -> Result<(), SourceFault> {
         self.originals.check(&self.snapshot).map_err(SourceFault::Snapshot)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,8 @@
 //! Reading a copy again and comparing it with what it must be.
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -13,8 +11,8 @@ use tzero_block::{BlockDevice, ByteRange, FileDevice};
 use tzero_io::{Backend, Runtime, system};
 
 use crate::digests::chunk_range;
-use crate::error::FileAction;
 use crate::flow::{self, End, Landed, Outcome, Sink, Step, Target};
+use crate::opening::open_for_reading;
 use crate::source::PlainSource;
 use crate::{Cancel, ChunkDigest, Copy, CopyId, Error, Event, Observer, Phase, Timestamp};
 
@@ -89,7 +87,8 @@ impl fmt::Display for Verification {
         }
         if *damaged_chunks > 0 {
             let and = if size != size_found { ", and " } else { "" };
-            write!(f, "{and}{damaged_chunks} chunks are bad")?;
+            let are = if *damaged_chunks == 1 { "chunk is" } else { "chunks are" };
+            write!(f, "{and}{damaged_chunks} {are} bad")?;
         }
         for (index, damage) in self.damage.iter().enumerate() {
             let what = match damage.kind {
@@ -133,18 +132,6 @@ pub fn verify(copy: &Copy, observer: Observer<'_>, cancel: &Cancel) -> Result<Ve
         damaged_chunks,
         damage,
     })
-}
-
-pub(crate) fn open_for_reading(path: &Path) -> Result<FileDevice, Error> {
-    let open = || {
-        // A fifo that took the image's place must not make this wait.
-        let kind = fs::metadata(path)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        FileDevice::from_file(File::open(path)?, false)
-    };
-    open().map_err(Error::file(FileAction::Open, path))
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use std::process::Command;
 use common::daemon::Daemon;
 use common::{MIB, Place, assert_sentence, backup, backup_interrupted, content, restore, verify};
 use tzero_api::Exit;
-use tzero_copy::{Copy, Error, Refusal, Shortfall};
+use tzero_copy::{Copy, Error, Protection, Refusal, Shortfall};
 
 fn run(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
@@ -32,6 +32,16 @@ impl Loop {
         }
         arguments.push(file);
         run("losetup", &arguments).map(|path| Self { path: path.into() })
+    }
+
+    /// One with two partitions of 4 MiB.
+    fn parted(file: &Path) -> Option<Self> {
+        let disk = run("losetup", &["--partscan", "--find", "--show", file.to_str()?])?;
+        let disk = Self { path: disk.into() };
+        for (number, start) in [("1", "2048"), ("2", "10240")] {
+            run("addpart", &[disk.path.to_str()?, number, start, "8192"])?;
+        }
+        Some(disk)
     }
 
     fn new(place: &Place, name: &str, size: usize) -> Option<Self> {
@@ -116,7 +126,7 @@ fn to_a_device_and_back() {
     assert_eq!(Copy::open(copy.manifest_path(), &place.state()).unwrap().id(), copy.id());
     assert_eq!(place.catalogue().find(&copy.id().to_string()).unwrap().id(), copy.id());
     let target = place.path("restored");
-    restore(copy.clone(), &target, false).unwrap();
+    restore(&place, copy.clone(), &target, false).unwrap();
     assert!(fs::read(&target).unwrap() == *daemon.t0());
 
     // The copy that it holds is not overwritten unasked; then it is un-declared before the first byte lands.
@@ -154,21 +164,32 @@ fn devices_that_are_refused() {
     backup(&request).unwrap();
     assert!(device_bytes(&used, size) == *daemon.t0());
     let copy = Copy::open(&used.path, &place.state()).unwrap();
-    assert!(matches!(refusal(&restore(copy.clone(), &small.path, false).unwrap_err()), Refusal::TooSmall { .. }));
-    assert_eq!(refusal(&restore(copy.clone(), &used.path, true).unwrap_err()), Refusal::HoldsCopy);
+    assert!(matches!(
+        refusal(&restore(&place, copy.clone(), &small.path, false).unwrap_err()),
+        Refusal::TooSmall { .. }
+    ));
+    assert_eq!(refusal(&restore(&place, copy.clone(), &used.path, true).unwrap_err()), Refusal::HoldsCopy);
 
     let mounted_device = Loop::new(&place, "mounted-disk", 16 * MIB).unwrap();
     let mounted = Mounted::device(&place, &mounted_device).unwrap();
     request.destination = mounted_device.path.clone();
     assert_eq!(refusal(&backup(&request).unwrap_err()), Refusal::DeviceInUse);
-    assert_eq!(refusal(&restore(copy.clone(), &mounted_device.path, true).unwrap_err()), Refusal::DeviceInUse);
+    assert_eq!(refusal(&restore(&place, copy.clone(), &mounted_device.path, true).unwrap_err()), Refusal::DeviceInUse);
     drop(mounted);
     let cancel = tzero_copy::Cancel::new();
     cancel.cancel();
-    let request = tzero_copy::RestoreRequest { copy: copy.clone(), target: mounted_device.path.clone(), force: false };
+    let (copy_of, target) = (copy.clone(), mounted_device.path.clone());
+    // A file system is on it, although nobody has it mounted any more.
+    let error = restore(&place, copy.clone(), &mounted_device.path, false).unwrap_err();
+    assert_eq!(refusal(&error), Refusal::NotBlankTarget);
+    run("fsck.ext4", &["-fn", mounted_device.path.to_str().unwrap()]).unwrap();
+    let request = tzero_copy::RestoreRequest { copy: copy_of, target, state: place.state(), force: true };
     let error = tzero_copy::restore(&request, &mut |_| {}, &cancel).unwrap_err();
-    assert!(error.exit() == Exit::Incomplete && error.to_string().contains("neither"), "{error}");
-    restore(copy, &mounted_device.path, false).unwrap();
+    let text = error.to_string();
+    assert!(error.exit() == Exit::Incomplete && text.contains("neither") && text.contains("--force"), "{text}");
+    restore(&place, copy.clone(), &mounted_device.path, true).unwrap();
+    let blank = Loop::new(&place, "blank", 16 * MIB).unwrap();
+    restore(&place, copy, &blank.path, false).unwrap();
     assert!(device_bytes(&mounted_device, size) == *daemon.t0());
     assert!(!daemon.stands());
 
@@ -179,6 +200,44 @@ fn devices_that_are_refused() {
     to_read_only.replace = true;
     let error = backup(&to_read_only).unwrap_err();
     assert!(matches!(error, Error::Refused { refusal: Refusal::ReadOnly, .. } | Error::File { .. }), "{error}");
+}
+
+#[test]
+fn a_device_that_holds_a_copy_is_restored_to_only_on_request() {
+    let size = 6 * MIB;
+    let (daemon, place) = (Daemon::start(content(7, size)), Place::new());
+    let device = need!("a_device_that_holds_a_copy_is_restored_to_only_on_request", Loop::new(&place, "disk", 8 * MIB));
+    let source = place.write("source", &content(8, size));
+    let mut plain = place.plain(&source);
+    plain.destination = place.path("copies/plain.img");
+    backup(&plain).unwrap();
+    let copy = Copy::open(&plain.destination, &place.state()).unwrap();
+
+    // A whole copy stands there.
+    let mut request = place.request(daemon.source());
+    request.destination = device.path.clone();
+    backup(&request).unwrap();
+    let error = restore(&place, copy.clone(), &device.path, false).unwrap_err();
+    assert_eq!(refusal(&error), Refusal::Declared);
+    assert!(verify(&Copy::open(&device.path, &place.state()).unwrap()).is_good());
+    restore(&place, copy.clone(), &device.path, true).unwrap();
+    assert!(device_bytes(&device, size) == fs::read(&source).unwrap());
+    assert!(matches!(Copy::open(&device.path, &place.state()), Err(Error::NoCopy { .. })));
+    assert_eq!(place.catalogue().list().unwrap().copies.len(), 1);
+
+    // An unfinished one would go on over the restored bytes and call the mixture good.
+    request.replace = true;
+    backup_interrupted(&request, 1).unwrap_err();
+    let journal = fs::read_dir(place.state().join("journals")).unwrap().next().unwrap().unwrap().path();
+    for force in [false, true] {
+        let error = restore(&place, copy.clone(), &device.path, force).unwrap_err();
+        assert_sentence(&error);
+        let way = format!("`tzero copy remove {}`", journal.display());
+        assert!(matches!(error, Error::Unfinished { .. }) && error.to_string().contains(&way), "{error}");
+    }
+    request.resume = true;
+    backup(&request).unwrap();
+    assert!(device_bytes(&device, size) == *daemon.t0());
 }
 
 #[test]
@@ -215,7 +274,7 @@ fn a_destination_inside_the_source_is_refused_through_every_layer() {
     request.destination = mounted.0.join("vol.img");
     backup(&request).unwrap();
     let copy = Copy::open(&request.destination, &place.state()).unwrap();
-    assert_eq!(refusal(&restore(copy, &device.path, true).unwrap_err()), Refusal::HoldsCopy);
+    assert_eq!(refusal(&restore(&place, copy, &device.path, true).unwrap_err()), Refusal::HoldsCopy);
     drop(mounted);
     // The whole file behind a loop device that is the source.
     let mut request = place.plain(&device.path);
@@ -252,4 +311,135 @@ fn a_destination_that_takes_nothing_is_a_failure_that_leaves_nothing() {
     assert_sentence(&error);
     assert_eq!(fs::read_dir(&mounted.0).unwrap().count(), 0);
     assert!(!daemon.stands());
+}
+
+/// A volume on record, as a daemon leaves it.
+fn register(place: &Place, base: &Path) {
+    let directory = place.state().join("volumes/vm");
+    fs::create_dir_all(&directory).unwrap();
+    let record = format!(r#"{{"version":1,"id":"1a","name":"vm","base":"{}"}}"#, base.display());
+    fs::write(directory.join("volume.json"), record).unwrap();
+}
+
+#[test]
+fn a_registered_base_is_spared_through_every_layer() {
+    let place = Place::new();
+    let bytes = content(20, 16 * MIB);
+    let file = place.write("base", &bytes);
+    let device = need!("a_registered_base_is_spared_through_every_layer", Loop::over(&file, false));
+    let again = Loop::over(&file, false).unwrap();
+    let mut request = place.plain(&place.write("source", &content(21, MIB)));
+    backup(&request).unwrap();
+    let copy = place.copy();
+    request.replace = true;
+    let refused = |base: &Path, to: &Path| {
+        register(&place, base);
+        let mut request = request.clone();
+        request.destination = to.to_owned();
+        for error in [backup(&request).unwrap_err(), restore(&place, copy.clone(), to, true).unwrap_err()] {
+            assert_sentence(&error);
+            assert!(matches!(error, Error::Registered { .. }), "{} on {}: {error}", to.display(), base.display());
+        }
+    };
+    // The file below, the device above, another device over the same file.
+    refused(&file, &device.path);
+    refused(&device.path, &file);
+    refused(&device.path, &again.path);
+    assert!(fs::read(&file).unwrap() == bytes);
+
+    // Parts of one file that have nothing to do with each other.
+    let half = (8 * MIB).to_string();
+    let part = |options: &[&str]| {
+        let file = file.to_str().unwrap();
+        let path = run("losetup", &[&["--find", "--show"], options, &[file]].concat()).unwrap();
+        Loop { path: path.into() }
+    };
+    let (head, tail) = (part(&["--sizelimit", &half]), part(&["--offset", &half]));
+    refused(&head.path, &device.path);
+    refused(&tail.path, &file);
+    register(&place, &head.path);
+    restore(&place, copy.clone(), &tail.path, true).unwrap();
+    assert!(fs::read(&file).unwrap()[..8 * MIB] == bytes[..8 * MIB]);
+}
+
+#[test]
+fn a_registered_partition_is_spared_and_the_one_beside_it_is_not() {
+    let place = Place::new();
+    let file = place.path("disk");
+    File::create(&file).unwrap().set_len(16 * MIB as u64).unwrap();
+    let part = |disk: &Loop, number: u32| PathBuf::from(format!("{}p{number}", disk.path.display()));
+    let have = Loop::parted(&file).zip(Loop::parted(&file));
+    let (disk, again) = need!("a_registered_partition_is_spared_and_the_one_beside_it_is_not", have);
+    backup(&place.plain(&place.write("source", &content(26, MIB)))).unwrap();
+    register(&place, &part(&disk, 1));
+    for target in [part(&disk, 1), part(&again, 1), disk.path.clone(), again.path.clone(), file.clone()] {
+        let error = restore(&place, place.copy(), &target, true).unwrap_err();
+        assert!(matches!(error, Error::Registered { .. }), "{}: {error}", target.display());
+    }
+    restore(&place, place.copy(), &part(&again, 2), false).unwrap();
+}
+
+#[test]
+fn a_device_over_a_locked_file_is_spared() {
+    let place = Place::new();
+    let bytes = content(22, 8 * MIB);
+    let file = place.write("base", &bytes);
+    let device = need!("a_device_over_a_locked_file_is_spared", Loop::over(&file, false));
+    backup(&place.plain(&place.write("source", &content(23, MIB)))).unwrap();
+    // A daemon with another state directory.
+    let locked = File::open(&file).unwrap();
+    locked.lock().unwrap();
+    let error = restore(&place, place.copy(), &device.path, true).unwrap_err();
+    assert_eq!(refusal(&error), Refusal::LiesOnLocked);
+    assert!(fs::read(&file).unwrap() == bytes);
+    drop(locked);
+    restore(&place, place.copy(), &device.path, true).unwrap();
+}
+
+#[test]
+fn nothing_goes_into_the_state_directory_through_a_device() {
+    let place = Place::new();
+    backup(&place.plain(&place.write("source", &content(24, MIB)))).unwrap();
+    let inside = place.state().join("file");
+    fs::write(&inside, vec![0; 2 * MIB]).unwrap();
+    let device = need!("nothing_goes_into_the_state_directory_through_a_device", Loop::over(&inside, false));
+    let error = restore(&place, place.copy(), &device.path, true).unwrap_err();
+    assert!(matches!(error, Error::InState { .. }), "{error}");
+}
+
+#[test]
+fn a_locked_device_is_protected_by_whoever_started_the_copy_alone() {
+    let place = Place::new();
+    let file = place.write("disk", &content(25, 6 * MIB));
+    let device = need!("a_locked_device_is_protected_by_whoever_started_the_copy_alone", Loop::over(&file, false));
+    let mut request = place.plain(&device.path);
+    request.replace = true;
+    // This process stands for the one that has started it.
+    let own = File::open(&device.path).unwrap();
+    own.lock().unwrap();
+    assert_eq!(backup(&request).unwrap().copy.protection, Some(Protection::Locked));
+    drop(own);
+    assert_eq!(backup(&request).unwrap().copy.protection, None);
+    let path = device.path.to_str().unwrap();
+    for (how, protects) in [("-x", None), ("-s", Some(Protection::Locked))] {
+        let stranger = stranger_of(Command::new("flock").args([how, path, "sh", "-c", "echo held; read line"]));
+        assert_eq!(backup(&request).unwrap().copy.protection, protects, "{how}");
+        drop(stranger);
+    }
+}
+
+/// Starts what says that it holds something, and ends it when dropped.
+fn stranger_of(command: &mut Command) -> impl Drop + use<> {
+    struct Stranger(std::process::Child);
+    impl Drop for Stranger {
+        fn drop(&mut self) {
+            drop(self.0.stdin.take());
+            let _ = self.0.wait();
+        }
+    }
+    let piped = std::process::Stdio::piped;
+    let mut child = command.stdin(piped()).stdout(piped()).spawn().unwrap();
+    let mut byte = [0];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut byte).unwrap();
+    Stranger(child)
 }

@@ -10,7 +10,7 @@ use common::{
 };
 use tzero_api::Exit;
 use tzero_copy::{
-    Copy, DamageKind, Error, ManifestFault, ModeUsed, Refusal, ResumeFault, Shortfall, StopCause, Verification,
+    Cancel, Copy, DamageKind, Error, ManifestFault, ModeUsed, Refusal, ResumeFault, Shortfall, StopCause, Verification,
 };
 
 const SIZE: usize = 13 * MIB + 777;
@@ -186,7 +186,7 @@ fn copies_of_nothing_and_of_little() {
         assert_eq!(fs::read(&copy.image).unwrap(), bytes);
         let copy = Copy::open(&copy.image, &place.state()).unwrap();
         assert!(verify(&copy).is_good());
-        restore(copy, &place.path("restored"), true).unwrap();
+        restore(&place, copy, &place.path("restored"), true).unwrap();
         assert_eq!(fs::read(place.path("restored")).unwrap(), bytes);
     }
 }
@@ -205,7 +205,7 @@ fn damage_is_found_told_and_never_restored() {
     assert_eq!((found.damage[0].offset, found.damage[0].kind), (8 * MIB as u64, DamageKind::Altered));
     assert!(found.to_string().contains(&format!("{}+{}", 8 * MIB, 4 * MIB)), "{found}");
     let target = place.write("target", b"old");
-    let error = restore(place.copy(), &target, true).unwrap_err();
+    let error = restore(&place, place.copy(), &target, true).unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
     assert_sentence(&error);
     assert_eq!(fs::read(&target).unwrap(), b"old");
@@ -217,7 +217,7 @@ fn damage_is_found_told_and_never_restored() {
     let found = verify(&place.copy());
     assert_eq!((found.size_found, found.damaged_chunks), (9 * MIB as u64, 2));
     assert_eq!(found.damage.last().unwrap().kind, DamageKind::Missing);
-    assert!(matches!(restore(place.copy(), &target, true), Err(Error::WrongSize { .. })));
+    assert!(matches!(restore(&place, place.copy(), &target, true), Err(Error::WrongSize { .. })));
     image.set_len(SIZE as u64 + 1).unwrap();
     assert!(!verify(&place.copy()).is_good());
     fs::remove_file(place.image()).unwrap();
@@ -255,10 +255,10 @@ fn restore_replaces_only_by_force_and_keeps_what_a_file_had() {
     backup(&place.plain(&source)).unwrap();
     let target = place.write("target", b"old");
     fs::set_permissions(&target, fs::Permissions::from_mode(0o640)).unwrap();
-    assert_eq!(refusal(&restore(place.copy(), &target, false).unwrap_err()), Refusal::Exists);
+    assert_eq!(refusal(&restore(&place, place.copy(), &target, false).unwrap_err()), Refusal::Exists);
     let link = place.path("link");
     symlink(&target, &link).unwrap();
-    restore(place.copy(), &link, true).unwrap();
+    restore(&place, place.copy(), &link, true).unwrap();
     assert_eq!(fs::read(&target).unwrap(), bytes);
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(fs::metadata(&target).unwrap().mode() & 0o777, 0o640);
@@ -266,12 +266,12 @@ fn restore_replaces_only_by_force_and_keeps_what_a_file_had() {
 
     let locked = File::open(&target).unwrap();
     locked.lock().unwrap();
-    assert_eq!(refusal(&restore(place.copy(), &target, true).unwrap_err()), Refusal::Locked);
+    assert_eq!(refusal(&restore(&place, place.copy(), &target, true).unwrap_err()), Refusal::Locked);
     drop(locked);
-    assert_eq!(refusal(&restore(place.copy(), &place.image(), true).unwrap_err()), Refusal::HoldsCopy);
-    assert_eq!(refusal(&restore(place.copy(), &place.path("copies"), true).unwrap_err()), Refusal::NotAFile);
+    assert_eq!(refusal(&restore(&place, place.copy(), &place.image(), true).unwrap_err()), Refusal::HoldsCopy);
+    assert_eq!(refusal(&restore(&place, place.copy(), &place.path("copies"), true).unwrap_err()), Refusal::NotAFile);
     let fresh = place.path("fresh");
-    restore(place.copy(), &fresh, false).unwrap();
+    restore(&place, place.copy(), &fresh, false).unwrap();
     assert_eq!(fs::metadata(&fresh).unwrap().mode() & 0o777, 0o600);
 }
 
@@ -283,15 +283,22 @@ fn an_interrupted_restore_changes_nothing() {
     let target = place.write("target", b"old");
     let cancel = tzero_copy::Cancel::new();
     cancel.cancel();
-    let request = tzero_copy::RestoreRequest { copy: place.copy(), target: target.clone(), force: true };
+    let request =
+        tzero_copy::RestoreRequest { copy: place.copy(), target: target.clone(), state: place.state(), force: true };
     let error = tzero_copy::restore(&request, &mut |_| {}, &cancel).unwrap_err();
     assert_eq!(error.exit(), Exit::Incomplete);
     assert_eq!(fs::read(&target).unwrap(), b"old");
     assert!(!place.path("target.tzero-restore").exists());
-    // A run that died left a file beside.
-    fs::write(place.path("target.tzero-restore"), vec![3; 2 * SIZE]).unwrap();
-    restore(place.copy(), &target, true).unwrap();
-    assert!(fs::read(&target).unwrap() == content(13, SIZE));
+    // What a run that died may leave beside: nothing yet, a part with the mark at its end, or all of it.
+    let beside = place.path("target.tzero-restore");
+    let mut marked = vec![3; 2 * SIZE];
+    marked.extend_from_slice(b"TZERO: an image to be restored\r\n");
+    for left in [Vec::new(), marked, content(13, SIZE)] {
+        fs::write(&beside, left).unwrap();
+        restore(&place, place.copy(), &target, true).unwrap();
+        assert!(fs::read(&target).unwrap() == content(13, SIZE));
+        assert!(!beside.exists());
+    }
 }
 
 #[test]
@@ -364,6 +371,62 @@ fn a_copy_moves_with_its_manifest() {
     }
     let moved = Copy::open(&place.path("elsewhere/vol.img"), &place.state()).unwrap();
     assert!(verify(&moved).is_good());
-    restore(moved, &place.path("restored"), false).unwrap();
+    restore(&place, moved, &place.path("restored"), false).unwrap();
     assert!(fs::read(place.path("restored")).unwrap() == bytes);
+}
+
+#[test]
+fn a_restore_over_a_copy_leaves_no_manifest_that_speaks_of_it() {
+    let place = Place::new();
+    let (old, new) = (content(31, 5 * MIB), content(32, 6 * MIB));
+    let mut request = place.plain(&place.write("old", &old));
+    backup(&request).unwrap();
+    let overwritten = place.copy();
+    request = place.plain(&place.write("new", &new));
+    request.destination = place.path("copies/new.img");
+    backup(&request).unwrap();
+    let copy = Copy::open(&request.destination, &place.state()).unwrap();
+
+    let error = restore(&place, copy.clone(), &place.image(), false).unwrap_err();
+    assert!(matches!(error, Error::Refused { refusal: Refusal::Exists, .. }), "{error}");
+    // A restore that does not come to its end leaves the copy that it would have replaced.
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let (copy_of, target) = (copy.clone(), place.image());
+    let cancelled = tzero_copy::RestoreRequest { copy: copy_of, target, state: place.state(), force: true };
+    tzero_copy::restore(&cancelled, &mut |_| {}, &cancel).unwrap_err();
+    assert!(verify(&place.copy()).is_good());
+
+    restore(&place, copy.clone(), &place.image(), true).unwrap();
+    assert!(fs::read(place.image()).unwrap() == new);
+    assert!(matches!(Copy::open(&place.image(), &place.state()), Err(Error::NoCopy { .. })));
+    let listed: Vec<_> = place.catalogue().list().unwrap().copies.iter().map(|entry| entry.id).collect();
+    assert_eq!(listed, [copy.id()], "{} is gone", overwritten.id());
+    assert_eq!(place.names(), ["new.img", "new.img.tzero", "vol.img"]);
+}
+
+#[test]
+fn a_manifest_without_its_image_speaks_of_nothing_that_is_restored_there() {
+    let place = Place::new();
+    let bytes = content(33, 5 * MIB);
+    let mut request = place.plain(&place.write("source", &bytes));
+    backup(&request).unwrap();
+    request.destination = place.path("copies/other.img");
+    backup(&request).unwrap();
+    let copy = Copy::open(&request.destination, &place.state()).unwrap();
+    fs::remove_file(place.image()).unwrap();
+    let error = restore(&place, copy.clone(), &place.image(), false).unwrap_err();
+    assert!(matches!(error, Error::Refused { refusal: Refusal::Declared, .. }), "{error}");
+    assert_sentence(&error);
+    assert!(!place.image().exists());
+    // A manifest that is damaged is one too.
+    let manifest = place.path("copies/vol.img.tzero");
+    let bytes_of_it = fs::read(&manifest).unwrap();
+    fs::write(&manifest, &bytes_of_it[..bytes_of_it.len() / 2]).unwrap();
+    let error = restore(&place, copy.clone(), &place.image(), false).unwrap_err();
+    assert!(matches!(error, Error::Refused { refusal: Refusal::Declared, .. }), "{error}");
+    restore(&place, copy, &place.image(), true).unwrap();
+    assert!(fs::read(place.image()).unwrap() == bytes);
+    assert!(matches!(Copy::open(&place.image(), &place.state()), Err(Error::NoCopy { .. })));
+    assert_eq!(place.catalogue().list().unwrap().copies.len(), 1);
 }

@@ -1,6 +1,6 @@
 //! Opening what a volume stands on.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,9 @@ use std::time::Duration;
 use tzero_io::{LockError, system};
 
 use crate::directory::linger;
+use crate::held::Held;
 use crate::identity::BaseIdentity;
+use crate::loops;
 
 /// Bases are made of whole sectors of this many bytes.
 const SECTOR: u64 = 512;
@@ -34,6 +36,8 @@ pub(crate) enum BaseError {
     Unopenable { path: PathBuf, source: io::Error },
     #[error("the base {} is in use: unmount it, or stop the program that holds it", .0.display())]
     InUse(PathBuf),
+    #[error("the base {} is in use through {}: unmount that, or stop the program that holds it", .path.display(), .device.display())]
+    InUseThrough { path: PathBuf, device: PathBuf },
     #[error("the base {} is read-only and a volume must be writable", .0.display())]
     ReadOnly(PathBuf),
     #[error("the base {} allows no direct I/O ({source}): leave --direct out", .path.display())]
@@ -65,10 +69,11 @@ impl Patience {
 /// Opens, checks and locks the base at `path`. Blocking.
 pub(crate) fn open(path: &Path, direct: bool, patience: Patience) -> Result<OpenBase, BaseError> {
     let unopenable = |source| BaseError::Unopenable { path: path.into(), source };
-    let kind = match fs::metadata(path) {
+    let held = match Held::take(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BaseError::Missing(path.into())),
-        other => other.map_err(unopenable)?.file_type(),
+        other => other.map_err(unopenable)?,
     };
+    let kind = held.metadata().file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(BaseError::Kind(path.into()));
     }
@@ -76,7 +81,7 @@ pub(crate) fn open(path: &Path, direct: bool, patience: Patience) -> Result<Open
     let flags = exclusive | if direct { system::DIRECT } else { 0 };
     // A block device, too, stays held until the last requests of a killed daemon have left the kernel.
     let busy = |error: &io::Error| error.kind() == io::ErrorKind::ResourceBusy;
-    let file = match linger(patience.duration(), || open_with(path, flags), busy) {
+    let file = match linger(patience.duration(), || held.open(&writable(flags)), busy) {
         Err(source) if direct && source.kind() == io::ErrorKind::InvalidInput => {
             return Err(BaseError::NotDirect { path: path.into(), source });
         }
@@ -102,8 +107,19 @@ pub(crate) fn open(path: &Path, direct: bool, patience: Patience) -> Result<Open
     Ok(OpenBase { file, identity })
 }
 
-fn open_with(path: &Path, flags: i32) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+fn writable(flags: i32) -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(flags);
+    options
+}
+
+/// Refuses a base whose bytes somebody uses through a loop device: a host and a mounted file system, say, would overwrite each other.
+/// Blocking.
+pub(crate) fn refuse_in_use_through(path: &Path, base: &OpenBase) -> Result<(), BaseError> {
+    match loops::in_use_over(&base.file) {
+        Some(device) => Err(BaseError::InUseThrough { path: path.into(), device }),
+        None => Ok(()),
+    }
 }
 
 /// Locks an open file, waiting for a killed daemon's last requests where told to.
@@ -113,7 +129,10 @@ pub(crate) fn lock(file: &File, patience: Patience) -> Result<(), LockError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::held::tests::fifo;
 
     #[test]
     fn what_no_volume_can_stand_on() {
@@ -123,6 +142,7 @@ mod tests {
         assert!(matches!(attempt(&path), Err(BaseError::Missing(_))));
         assert!(matches!(attempt(scratch.path()), Err(BaseError::Kind(_))));
         assert!(matches!(attempt(Path::new("/dev/null")), Err(BaseError::Kind(_))));
+        assert!(matches!(attempt(&fifo(scratch.path())), Err(BaseError::Kind(_))));
         fs::write(&path, "").unwrap();
         assert!(matches!(attempt(&path), Err(BaseError::Empty(_))));
         fs::write(&path, [0; 513]).unwrap();

@@ -15,15 +15,18 @@
 //! stays until `volume remove`, since forgetting a volume forgets its snapshots.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tzero_api::control::AddVolume;
-use tzero_api::{Name, Size};
+use tzero_api::{Name, Size, Unfit};
 
 use crate::address::Address;
+use crate::held::read_file;
+
+/// Longest file that is read, in bytes: room for thousands of volumes.
+const LONGEST: u64 = 1 << 20;
 
 /// What the file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -76,15 +79,21 @@ pub enum ConfigError {
         /// What is wrong there.
         message: Box<str>,
     },
-    /// A path whose meaning would depend on where the daemon was started.
-    #[error("the configuration {} gives volume {volume} the relative path {}; write it from the root", .path.display(), .relative.display())]
-    Relative {
+    /// It is a fifo, a device, a directory.
+    #[error("the configuration {} is no file: name one, or leave --config out", .0.display())]
+    Kind(PathBuf),
+    /// Nobody has written that much.
+    #[error("the configuration {} is longer than {LONGEST} bytes: it is hardly a configuration", .0.display())]
+    TooLong(PathBuf),
+    /// A volume that no command could add either.
+    #[error("the configuration {} asks for a volume {volume} that cannot be: {source}", .path.display())]
+    Unfit {
         /// The file.
         path: PathBuf,
         /// The volume.
         volume: Name,
-        /// What it says.
-        relative: PathBuf,
+        /// What is wrong with it.
+        source: Unfit,
     },
 }
 
@@ -94,26 +103,37 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
-        Self::parse(path, &text)
+        let bytes = read_file(path, LONGEST).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidData => ConfigError::Kind(path.into()),
+            io::ErrorKind::FileTooLarge => ConfigError::TooLong(path.into()),
+            _ => ConfigError::Unreadable { path: path.into(), source },
+        })?;
+        let text = str::from_utf8(&bytes).map_err(|error| {
+            let line = line_at(&bytes, error.valid_up_to());
+            ConfigError::Malformed { path: path.into(), line, message: "it is not UTF-8".into() }
+        })?;
+        Self::parse(path, text)
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
-            let before = error.span().map_or(0, |span| span.start.min(text.len()));
-            let line = text.as_bytes()[..before].iter().filter(|byte| **byte == b'\n').count() + 1;
+            let line = line_at(text.as_bytes(), error.span().map_or(0, |span| span.start));
             let message = error.message().trim().replace('\n', ", ").into();
             ConfigError::Malformed { path: path.into(), line, message }
         })?;
         for (volume, settings) in &config.volume {
-            let paths = std::iter::once(&settings.base).chain(&settings.cache_dir);
-            if let Some(relative) = paths.into_iter().find(|path| path.is_relative()) {
-                let (path, volume, relative) = (path.into(), volume.clone(), relative.clone());
-                return Err(ConfigError::Relative { path, volume, relative });
-            }
+            settings.request(volume).check().map_err(|source| {
+                let (path, volume) = (path.into(), volume.clone());
+                ConfigError::Unfit { path, volume, source }
+            })?;
         }
         Ok(config)
     }
+}
+
+/// The line, from 1, that holds the byte at `offset`.
+fn line_at(bytes: &[u8], offset: usize) -> usize {
+    bytes[..offset.min(bytes.len())].iter().filter(|byte| **byte == b'\n').count() + 1
 }
 
 impl VolumeConfig {
@@ -132,7 +152,10 @@ impl VolumeConfig {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::held::tests::fifo;
 
     fn parse(text: &str) -> Result<Config, String> {
         Config::parse(Path::new("/etc/tzero.toml"), text).map_err(|error| error.to_string())
@@ -156,15 +179,39 @@ mod tests {
         for (text, part) in [
             ("nbd = 3", "line 1"),
             ("\nvolumes = {}", "line 2"),
-            ("[volume.a]\nbase = 'a'", "relative path a"),
+            ("[volume.a]\nbase = 'a'", "the path a is relative"),
             ("[volume.a]\nbase = '/a'\ngrain = '4KiB'", "not a size"),
             ("[volume.'a/b']\nbase = '/a'", "a/b"),
             ("nbd = ['tcp:0.0.0.0:1']", "loopback"),
             ("[volume.a]\nbase = '/a'\nsize = 1", "unknown field"),
+            ("[volume.a]\nbase = '/a'\ngrain = '3K'", "volume a that cannot be: the grain 3K"),
+            ("[volume.a]\nbase = '/a'\ncache_limit = 0", "no room"),
+            ("[volume.a]\nbase = '/a'\ngrain = '8K'\ncache_limit = '4K'", "no room"),
+            ("[volume.a]\nbase = '/a'\ncache_dir = ''", "relative"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(part), "{error}");
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_configuration_is_not_read_to_its_end() {
+        let scratch = tempfile::tempdir().unwrap();
+        let long = scratch.path().join("long");
+        fs::File::create(&long).unwrap().set_len(LONGEST + 1).unwrap();
+        let binary = scratch.path().join("binary");
+        fs::write(&binary, b"nbd = []\n\xff").unwrap();
+        for (path, part) in [
+            (fifo(scratch.path()), "no file"),
+            ("/dev/zero".into(), "no file"),
+            (scratch.path().to_path_buf(), "no file"),
+            (long, "longer"),
+            (binary, "line 2: it is not UTF-8"),
+            (scratch.path().join("none"), "cannot be read"),
+        ] {
+            let error = Config::read(&path).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains(path.to_str().unwrap()), "{error}");
         }
     }
 }

@@ -8,19 +8,28 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::{Path as Parts, State};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path as Parts, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::net::UnixListener;
-use tzero_api::control::{AddVolume, CreateSnapshot, Snapshot, Status};
+use tzero_api::control::{self, AddVolume, CreateSnapshot, Forecast, Snapshot, Status};
 use tzero_api::{Code, Failure, Name, SnapshotPath, is_private, route};
 use tzero_engine::{SnapshotError, SnapshotInfo, SnapshotKind};
+use tzero_originals::{Originals, SnapshotId};
 
-use crate::daemon::Daemon;
+use crate::backups::Backups;
 use crate::refusal::Refusal;
+use crate::scope;
+use crate::service::Daemon;
+use crate::threads::off_thread;
 use crate::volume::Volume;
+use crate::words;
+
+/// Longest body of a request, in bytes: a scope of as many parts as there may be fits.
+pub(crate) const LONGEST_BODY: usize = 8 << 20;
 
 type Shared = State<Arc<Daemon>>;
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -38,11 +47,13 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> std::i
         .route(route::STATUS, get(status))
         .route(route::VOLUMES, get(volumes).post(add_volume))
         .route(route::VOLUME, get(volume).delete(remove_volume))
+        .route(route::VOLUME_FORECAST, get(forecast))
         .route(route::SNAPSHOTS, get(snapshots))
         .route(route::VOLUME_SNAPSHOTS, get(volume_snapshots).post(create_snapshot))
         .route(route::SNAPSHOT, get(snapshot).delete(delete_snapshot))
         .route(route::SNAPSHOT_MAP, get(snapshot_map))
         .fallback(unknown)
+        .layer(DefaultBodyLimit::max(LONGEST_BODY))
         .with_state(daemon);
     axum::serve(listener, router).await
 }
@@ -64,43 +75,67 @@ fn refused(failure: &Failure) -> Response {
     (status, Json(failure)).into_response()
 }
 
+type Body = Result<Bytes, BytesRejection>;
+
+/// A request's body as what it says.
+fn parsed<T: serde::de::DeserializeOwned>(body: Body) -> Result<T, Refusal> {
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Refusal::TooLong,
+        _ => Refusal::Unread(rejection.body_text()),
+    })?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
 async fn unknown() -> Response {
     let message = "the daemon has no such place: use one version of tzero for daemon and commands".into();
     refused(&Failure { code: Code::Invalid, message })
 }
 
 async fn status(State(daemon): Shared) -> Answer<Status> {
-    let volumes = daemon.volumes.all();
-    let snapshots = describe_all(volumes.clone()).await;
+    let all = daemon.volumes.all();
+    let described = all.clone();
+    let volumes = off_thread(move || described.iter().map(|volume| volume.describe()).collect()).await;
+    let snapshots = describe_all(all).await;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
         state: daemon.paths.root().into(),
         nbd: daemon.addresses(),
-        volumes: volumes.iter().map(|volume| volume.describe()).collect(),
+        volumes,
         snapshots,
+        notices: daemon.notices.clone(),
     }))
 }
 
-async fn volumes(State(daemon): Shared) -> Answer<Vec<tzero_api::control::Volume>> {
-    Ok(Json(daemon.volumes.all().iter().map(|volume| volume.describe()).collect()))
+async fn volumes(State(daemon): Shared) -> Answer<Vec<control::Volume>> {
+    let all = daemon.volumes.all();
+    Ok(Json(off_thread(move || all.iter().map(|volume| volume.describe()).collect()).await))
 }
 
-async fn volume(State(daemon): Shared, Parts(name): Parts<String>) -> Answer<tzero_api::control::Volume> {
-    Ok(Json(daemon.volumes.get(&name.parse()?)?.describe()))
+async fn volume(State(daemon): Shared, Parts(name): Parts<String>) -> Answer<control::Volume> {
+    shown(daemon.volumes.get(&name.parse()?)?).await
 }
 
-async fn add_volume(State(daemon): Shared, body: Bytes) -> Answer<tzero_api::control::Volume> {
-    let request: AddVolume = serde_json::from_slice(&body)?;
+async fn shown(volume: Arc<Volume>) -> Answer<control::Volume> {
+    Ok(Json(off_thread(move || volume.describe()).await))
+}
+
+async fn forecast(State(daemon): Shared, Parts(name): Parts<String>) -> Answer<Forecast> {
+    let volume = daemon.volumes.get(&name.parse()?)?;
+    Ok(Json(off_thread(move || volume.forecast()).await?))
+}
+
+async fn add_volume(State(daemon): Shared, body: Body) -> Answer<control::Volume> {
+    let request: AddVolume = parsed(body)?;
     let volume = daemon.volumes.add(&request).await?;
     tracing::info!(volume = %volume.name, "added");
-    Ok(Json(volume.describe()))
+    shown(volume).await
 }
 
-async fn remove_volume(State(daemon): Shared, Parts(name): Parts<String>) -> Answer<tzero_api::control::Volume> {
+async fn remove_volume(State(daemon): Shared, Parts(name): Parts<String>) -> Answer<control::Volume> {
     let volume = daemon.volumes.remove(&name.parse()?).await?;
     tracing::info!(volume = %volume.name, "removed");
-    Ok(Json(volume.describe()))
+    shown(volume).await
 }
 
 async fn snapshots(State(daemon): Shared) -> Answer<Vec<Snapshot>> {
@@ -109,42 +144,76 @@ async fn snapshots(State(daemon): Shared) -> Answer<Vec<Snapshot>> {
 
 async fn volume_snapshots(State(daemon): Shared, Parts(name): Parts<String>) -> Answer<Vec<Snapshot>> {
     let volume = daemon.volumes.get(&name.parse()?)?;
-    volume.serving()?;
     Ok(Json(describe_all(vec![volume]).await))
 }
 
-async fn create_snapshot(State(daemon): Shared, Parts(name): Parts<String>, body: Bytes) -> Answer<Snapshot> {
-    let request: CreateSnapshot = serde_json::from_slice(&body)?;
+async fn create_snapshot(State(daemon): Shared, Parts(name): Parts<String>, body: Body) -> Answer<Snapshot> {
+    let request: CreateSnapshot = parsed(body)?;
     if is_private(request.name.as_str()) {
         return Err(Refusal::Reserved(request.name));
     }
     let volume = daemon.volumes.get(&name.parse()?)?;
-    let _gate = open_gate(&volume)?;
-    let engine = Arc::clone(&volume.serving()?.engine);
+    let _gate = volume.enter()?;
+    daemon.volumes.refuse_when_stopping()?;
+    volume.refuse_without_room()?;
+    let engine = Arc::clone(&volume.whole()?.engine);
+    let kind = kind_of(&request);
+    let scope = request.scope.map(|parts| parts.iter().map(|part| (part.offset, part.length)).collect());
+    let scope = scope.map(|parts| scope::ranges(parts, engine.size())).transpose()?;
     let path = SnapshotPath { volume: volume.name.clone(), snapshot: request.name };
     let snapshot = path.snapshot.clone();
-    let created =
-        daemon.threads.run(move || async move { engine.create_snapshot(snapshot.as_str(), SnapshotKind::KEPT).await });
+    let created = daemon
+        .threads
+        .run(move || async move { engine.create_snapshot_of(snapshot.as_str(), kind, scope.as_deref()).await });
     let info = created.await.map_err(|_| Refusal::Stopping)?.map_err(|error| refuse(&path, error))?;
+    if let Err(source) = keep_on_record(&volume).await {
+        // Nobody is told of a snapshot that may be gone tomorrow.
+        let (engine, id) = (Arc::clone(&volume.serving()?.engine), info.id);
+        let _ = daemon.threads.run(move || async move { engine.delete_snapshot(id).await }).await;
+        return Err(Refusal::NotDurable { path, source });
+    }
     tracing::info!(snapshot = %path, pause_us = info.pause_ns / 1000, "created");
     described(describe(&volume, info).await, path)
 }
 
+/// What a user's snapshot is to be.
+fn kind_of(request: &CreateSnapshot) -> SnapshotKind {
+    SnapshotKind {
+        originals: request.originals.map_or(Originals::Keep, words::originals),
+        private: false,
+        on_full: words::on_full(request.on_full.unwrap_or_default()),
+    }
+}
+
 async fn snapshot(State(daemon): Shared, Parts(parts): Parts<(String, String)>) -> Answer<Snapshot> {
     let (volume, path) = find(&daemon, parts)?;
-    let info = volume.snapshot(&path.snapshot)?;
-    described(describe(&volume, info).await, path)
+    described(described_by_name(&volume, &path).await?.1, path)
 }
 
 async fn delete_snapshot(State(daemon): Shared, Parts(parts): Parts<(String, String)>) -> Answer<Snapshot> {
     let (volume, path) = find(&daemon, parts)?;
-    let _gate = open_gate(&volume)?;
-    let info = volume.snapshot(&path.snapshot)?;
-    let id = info.id;
-    let description = describe(&volume, info).await;
+    if volume.serving().is_err() {
+        return delete_dormant(&daemon, &volume, path).await;
+    }
+    let _gate = volume.enter()?;
+    daemon.volumes.refuse_when_stopping()?;
+    let (id, description) = described_by_name(&volume, &path).await?;
     let engine = Arc::clone(&volume.serving()?.engine);
     let deleted = daemon.threads.run(move || async move { engine.delete_snapshot(id).await });
     deleted.await.map_err(|_| Refusal::Stopping)?.map_err(|error| refuse(&path, error))?;
+    let copied = Arc::clone(&volume);
+    off_thread(move || copied.copy_snapshots()).await;
+    tracing::info!(snapshot = %path, "deleted");
+    described(description, path)
+}
+
+/// Deletes a snapshot of a volume that is not served.
+async fn delete_dormant(daemon: &Daemon, volume: &Arc<Volume>, path: SnapshotPath) -> Answer<Snapshot> {
+    let (id, description) = described_by_name(volume, &path).await?;
+    daemon.volumes.delete_dormant(volume, id).await?;
+    let (theirs, name) = (Arc::clone(volume), path.snapshot.clone());
+    // A note that stays is removed at the next start.
+    let _ = off_thread(move || Backups::of(&theirs.directory).forget(name.as_str())).await;
     tracing::info!(snapshot = %path, "deleted");
     described(description, path)
 }
@@ -173,12 +242,29 @@ fn find(daemon: &Daemon, (volume, snapshot): (String, String)) -> Result<(Arc<Vo
     Ok((found, SnapshotPath { volume, snapshot }))
 }
 
-fn open_gate(volume: &Volume) -> Result<tokio::sync::RwLockReadGuard<'_, ()>, Refusal> {
-    volume.gate.try_read().map_err(|_| Refusal::BeingChanged(volume.name.clone()))
+/// Makes sure that the snapshots of now are there after a restart of the machine.
+async fn keep_on_record(volume: &Arc<Volume>) -> std::io::Result<()> {
+    let volume = Arc::clone(volume);
+    off_thread(move || {
+        volume.directory.sync_snapshots()?;
+        volume.copy_snapshots();
+        Ok(())
+    })
+    .await
 }
 
 fn described(description: Option<Snapshot>, path: SnapshotPath) -> Answer<Snapshot> {
     description.map(Json).ok_or(Refusal::NoSnapshot(path))
+}
+
+/// A snapshot's id, and what there is to say of it.
+async fn described_by_name(
+    volume: &Arc<Volume>,
+    path: &SnapshotPath,
+) -> Result<(SnapshotId, Option<Snapshot>), Refusal> {
+    let (theirs, name) = (Arc::clone(volume), path.snapshot.clone());
+    let info = off_thread(move || theirs.any_snapshot(&name)).await?;
+    Ok((info.id, describe(volume, info).await))
 }
 
 async fn describe(volume: &Arc<Volume>, info: SnapshotInfo) -> Option<Snapshot> {
@@ -199,16 +285,9 @@ async fn describe_all(volumes: Vec<Arc<Volume>>) -> Vec<Snapshot> {
     off_thread(move || {
         let mut all = Vec::new();
         for volume in volumes {
-            let Ok(serving) = volume.serving() else { continue };
-            let snapshots = serving.engine.snapshots();
-            all.extend(volume.describe_snapshots(&snapshots));
+            all.extend(volume.describe_snapshots(&volume.snapshots()));
         }
         all
     })
     .await
-}
-
-/// Runs what looks at every original on a thread of its own.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("looking does not panic")
 }

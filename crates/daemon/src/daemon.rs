@@ -1,20 +1,24 @@
 //! The daemon from its start to its end.
 //!
 //! ```text
-//! lock the state ─▶ data threads ─▶ volumes (recovery) ─▶ sockets ─▶ ready
-//!   signal ─▶ no new client ─▶ requests in flight end ─▶ volumes are closed (clean stop on record) ─▶ sockets go
+//! signals are heard ─▶ lock the state ─▶ data threads ─▶ volumes (recovery) ─▶ sockets ─▶ ready
+//!   signal, at any time ─▶ no new client ─▶ requests in flight end ─▶ volumes are closed (clean stop on record) ─▶ sockets go
 //! ```
+//! A volume whose requests do not end in time is left as it is: no clean stop is recorded of it, and the daemon says so and exits 1. What
+//! happens where even that hangs is in `signals`.
 
 use std::fs;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tzero_api::{Exit, StatePaths};
 use tzero_nbd::{Limits, Server};
 
@@ -23,19 +27,23 @@ use crate::config::Config;
 use crate::directory::{StateDirectory, StateError};
 use crate::exports::Offered;
 use crate::listener::{self, ListenError};
-use crate::opening::Opening;
+use crate::opening::{self, Opening};
 use crate::platform::{CrashPlan, CrashPlanError};
 use crate::record::RecordError;
+use crate::service::Daemon;
+use crate::signals::Signals;
 use crate::threads::DataThreads;
 use crate::volumes::{LiesOn, Volumes};
-use crate::{control, movers, notify};
+use crate::{control, movers, notify, shrinking};
 
 /// How long requests in flight have to end, and once more for their answers.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long connections have to end; then the end goes on without them.
 const CONNECTIONS: Duration = Duration::from_millis(4500);
-/// How long all of the end may take.
-const END: Duration = Duration::from_millis(9500);
+/// How long all of the end may take, before it is hurried as `signals` says.
+const END: Duration = Duration::from_millis(9000);
+/// How long a client may take to say what it wants. Loopback and unix sockets are fast; who is silent holds a place that others need.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// What to serve, and where.
 pub struct ServeOptions {
@@ -90,27 +98,13 @@ impl From<RecordError> for ServeError {
     }
 }
 
-/// What the daemon's servers share.
-pub(crate) struct Daemon {
-    pub(crate) paths: StatePaths,
-    pub(crate) threads: Arc<DataThreads>,
-    pub(crate) volumes: Arc<Volumes>,
-    listening: OnceLock<Vec<Address>>,
-}
-
-impl Daemon {
-    /// Where NBD clients connect.
-    pub(crate) fn addresses(&self) -> Vec<String> {
-        self.listening.get().into_iter().flatten().map(Address::to_string).collect()
-    }
-}
-
 /// Serves until a signal (SIGTERM, SIGINT, SIGHUP) ends it. `ready` is called once, when every volume is served and every socket listens.
 ///
 /// # Errors
 /// See [`ServeError`].
 pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> Result<(), ServeError> {
     let crash = CrashPlan::from_environment()?;
+    let signals = Signals::listen()?;
     let state = StateDirectory::open(&options.state)?;
     let opening = Opening { boot_id: tzero_io::system::boot_id()?, crash };
     let threads = Arc::new(DataThreads::start()?);
@@ -119,10 +113,11 @@ pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> Result<(), ServeErr
         paths: state.paths().clone(),
         threads: Arc::clone(&threads),
         volumes: Arc::new(volumes),
+        notices: opening::place_notice("state directory", state.paths().root()).into_iter().collect(),
         listening: OnceLock::new(),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let served = runtime.block_on(run(&daemon, options, ready));
+    let served = runtime.block_on(run(&daemon, options, &signals, ready));
     // Threads that look at originals, or wait for a stuck disk, are not waited for.
     runtime.shutdown_background();
     if served.is_ok() {
@@ -131,35 +126,70 @@ pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> Result<(), ServeErr
     served
 }
 
-async fn run(daemon: &Arc<Daemon>, options: ServeOptions, ready: impl FnOnce()) -> Result<(), ServeError> {
-    let ended = end_signal()?;
-    daemon.volumes.start(&options.config).await?;
-
-    let limits = Limits { grace: GRACE, ..Limits::default() };
+async fn run(
+    daemon: &Arc<Daemon>,
+    options: ServeOptions,
+    signals: &Signals,
+    ready: impl FnOnce(),
+) -> Result<(), ServeError> {
+    daemon.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+    let limits = Limits { grace: GRACE, handshake: HANDSHAKE, ..Limits::default() };
     let server = Arc::new(Server::new(Offered(Arc::clone(&daemon.volumes)), limits));
-    let control = control::listen(&daemon.paths.control_socket())?;
-    movers::serve(Arc::clone(daemon))?;
-    let mut listening = Vec::new();
-    for address in wanted(&options, &daemon.paths) {
-        listening.push(listener::listen(&address, &daemon.threads, &server).await?);
-    }
-    let sockets = listener::socket_paths(&listening);
-    let _ = daemon.listening.set(listening);
-    let answering = tokio::spawn(control::serve(control, Arc::clone(daemon)));
-
-    tracing::info!(state = %daemon.paths.root().display(), nbd = ?daemon.addresses(), "ready");
-    ready();
-    tell(notify::READY);
-    let signal = ended.await;
+    let mut answering = None;
+    let signal = match unless(signals.received(), start(daemon, &options, &server)).await {
+        Ok(started) => {
+            answering = Some(started?);
+            ready();
+            tell(notify::READY);
+            signals.received().await
+        }
+        Err(signal) => signal,
+    };
     tracing::info!("{signal}: stopping");
     tell(notify::STOPPING);
     let clean = tokio::time::timeout(END, stop(daemon, &server)).await.unwrap_or(false);
-    answering.abort();
-    for socket in sockets.into_iter().chain([daemon.paths.control_socket(), daemon.paths.mover_socket()]) {
+    if let Some(answering) = answering {
+        answering.abort();
+    }
+    let listening = daemon.listening.get().map(|addresses| listener::socket_paths(addresses)).unwrap_or_default();
+    for socket in listening.into_iter().chain([daemon.paths.control_socket(), daemon.paths.mover_socket()]) {
         // A stale socket is removed at the next start.
         let _ = fs::remove_file(socket);
     }
     if clean { Ok(()) } else { Err(ServeError::Unclean) }
+}
+
+/// Opens the volumes and listens everywhere; gives the task that answers commands.
+async fn start(
+    daemon: &Arc<Daemon>,
+    options: &ServeOptions,
+    server: &Arc<Server<Offered>>,
+) -> Result<JoinHandle<io::Result<()>>, ServeError> {
+    daemon.volumes.start(&options.config).await?;
+    let control = control::listen(&daemon.paths.control_socket())?;
+    movers::serve(Arc::clone(daemon))?;
+    let mut listening = Vec::new();
+    for address in wanted(options, &daemon.paths) {
+        listening.push(listener::listen(&address, &daemon.threads, server).await?);
+    }
+    let _ = daemon.listening.set(listening);
+    tokio::spawn(shrinking::watch(Arc::clone(&daemon.volumes)));
+    let answering = tokio::spawn(control::serve(control, Arc::clone(daemon)));
+    tracing::info!(state = %daemon.paths.root().display(), nbd = ?daemon.addresses(), "ready");
+    Ok(answering)
+}
+
+/// What `work` gives, unless the signal comes first.
+async fn unless<T>(
+    signal: impl Future<Output = &'static str>,
+    work: impl Future<Output = T>,
+) -> Result<T, &'static str> {
+    let (mut signal, mut work) = (pin!(signal), pin!(work));
+    poll_fn(|cx| match signal.as_mut().poll(cx) {
+        Poll::Ready(name) => Poll::Ready(Err(name)),
+        Poll::Pending => work.as_mut().poll(cx).map(Ok),
+    })
+    .await
 }
 
 fn wanted(options: &ServeOptions, paths: &StatePaths) -> Vec<Address> {
@@ -175,24 +205,6 @@ async fn stop(daemon: &Daemon, server: &Server<Offered>) -> bool {
         tracing::warn!("{} clients did not end in time", server.connections());
     }
     daemon.volumes.close().await == 0
-}
-
-fn end_signal() -> io::Result<impl Future<Output = &'static str>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(async move {
-        std::future::poll_fn(|cx| {
-            let signals = [("SIGTERM", &mut terminate), ("SIGINT", &mut interrupt), ("SIGHUP", &mut hangup)];
-            for (name, signal) in signals {
-                if signal.poll_recv(cx).is_ready() {
-                    return std::task::Poll::Ready(name);
-                }
-            }
-            std::task::Poll::Pending
-        })
-        .await
-    })
 }
 
 fn tell(news: &str) {

@@ -88,9 +88,16 @@ impl StateDirectory {
     }
 }
 
-/// Makes sure of a directory of mode 0700.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.canonicalize()?.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+/// Makes sure of a directory of mode 0700, by a durable name.
 pub(crate) fn private_directory(path: &Path) -> Result<(), StateError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable(path))?;
+    if !path.is_dir() {
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable(path))?;
+        sync_parent(path).map_err(unusable(path))?;
+    }
     let metadata = fs::metadata(path).map_err(unusable(path))?;
     // An empty one, such as a fresh mount, is nobody's yet.
     if metadata.mode() & STICKY != 0 && !is_empty(path).map_err(unusable(path))? {

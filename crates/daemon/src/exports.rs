@@ -7,6 +7,7 @@ use tzero_block::{ByteRange, Export, ExportError, ExportInfo, ExportSummary, Exp
 use tzero_engine::{HostSession, View};
 use tzero_io::Buffer;
 
+use crate::filling::Filling;
 use crate::platform::Production;
 use crate::volume::{Condition, Use, is_surfaced};
 use crate::volumes::Volumes;
@@ -14,6 +15,8 @@ use crate::volumes::Volumes;
 /// One client's use of a volume or of a snapshot's view.
 pub(crate) struct Session {
     kind: Kind,
+    /// Where the host's changes are counted, and its grain as a power of two.
+    counted: Option<(Arc<Filling>, u32)>,
     _used: Use,
 }
 
@@ -52,15 +55,30 @@ impl Exports for Offered {
         };
         self.0
             .with(volume, |volume| {
-                let Condition::Serving(serving) = &volume.condition else { return Err(ExportError::Unknown) };
+                let serving = volume.whole().map_err(|_| ExportError::Unknown)?;
                 let Some(snapshot) = snapshot else {
-                    return Ok(Session { kind: Kind::Host(serving.engine.session()), _used: volume.used(None) });
+                    let counted = Some((Arc::clone(&serving.filling), serving.engine.grain().trailing_zeros()));
+                    return Ok(Session {
+                        kind: Kind::Host(serving.engine.session()),
+                        counted,
+                        _used: volume.used(None),
+                    });
                 };
                 let info = serving.engine.snapshot(snapshot).filter(is_surfaced).ok_or(ExportError::Unknown)?;
                 let view = serving.engine.view(snapshot).map_err(|_| ExportError::Unknown)?;
-                Ok(Session { kind: Kind::View(view), _used: volume.used(Some(info.id)) })
+                Ok(Session { kind: Kind::View(view), counted: None, _used: volume.used(Some(info.id)) })
             })
             .ok_or(ExportError::Unknown)?
+    }
+}
+
+impl Session {
+    /// Counts the whole grains that a change of the host touches.
+    fn count(&self, offset: u64, len: u64) {
+        if let Some((filling, grain)) = &self.counted {
+            let last = offset.saturating_add(len).saturating_sub(1);
+            filling.count(((last >> grain) + 1 - (offset >> grain)) << grain);
+        }
     }
 }
 
@@ -83,10 +101,12 @@ impl Export for Session {
     }
 
     async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), ExportError>) {
+        self.count(offset, buffer.len() as u64);
         delegate!(self, session => session.write(offset, buffer, fua).await)
     }
 
     async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), ExportError> {
+        self.count(range.start(), range.len());
         delegate!(self, session => session.write_zeroes(range, zeroes).await)
     }
 

@@ -1,16 +1,21 @@
 //! Telling whether a base is the one that was left.
 //!
-//! The identity of a base (device, inode, size) is compared at every start. After a clean stop, which records them, its times and
+//! The identity of a base is compared at every start: what a file or device is known by for good, and its size. Numbers of devices count only
+//! where there is nothing else. After a clean stop, which records them, its times and
 //! a digest of samples are compared too: then nobody but the daemon can have written in between without being noticed, within what
 //! samples can notice. After an unclean stop the daemon's own last writes made the times what they are, so they say nothing.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 
 use serde::{Deserialize, Serialize};
 use tzero_io::system;
+
+use crate::device_name;
+use crate::file_identity::FileIdentity;
+use crate::held::open_file;
 
 /// Places that are sampled, spread evenly from the first byte to the last.
 const SAMPLES: u64 = 64;
@@ -22,9 +27,38 @@ const SAMPLE: u64 = 4096;
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub(crate) enum BaseIdentity {
     /// A regular file.
-    File { device: u64, inode: u64, size: u64 },
-    /// A block device, by its number.
-    Device { number: u64, size: u64 },
+    File {
+        #[serde(flatten)]
+        file: FileIdentity,
+        size: u64,
+    },
+    /// A block device.
+    Device {
+        /// Its number. Says something in one boot only.
+        number: u64,
+        size: u64,
+        /// Its name for good, where it has one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        /// The file behind a loop device.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        backing: Option<Backing>,
+    },
+}
+
+/// What a loop device is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Backing {
+    #[serde(flatten)]
+    file: FileIdentity,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    partition: Option<String>,
+}
+
+/// Size in bytes of an open file or block device.
+pub(crate) fn size_of(base: &File) -> io::Result<u64> {
+    let metadata = base.metadata()?;
+    if metadata.file_type().is_block_device() { system::device_size(base) } else { Ok(metadata.len()) }
 }
 
 /// What a base looked like when it was last closed in good order.
@@ -42,21 +76,39 @@ pub(crate) struct CleanStop {
 /// How a base differs from the one that was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Difference {
-    /// It is another file or device.
-    Identity,
+    /// It is certainly another disk, or no file any more: its path leads elsewhere.
+    Stranger,
     /// It has another size.
     Size,
+    /// It is another file, or may be another device: somebody put it in the place of the one that was left.
+    Identity,
     /// It was changed while no daemon had it.
     Contents,
+}
+
+/// What two identities say of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kinship {
+    Same,
+    /// Another file at the same place, as after a restore.
+    Replaced,
+    /// Devices that have nothing but their numbers, which differ: as after a reboot, or another device.
+    Unknown,
+    Stranger,
 }
 
 impl BaseIdentity {
     pub(crate) fn of(base: &File) -> io::Result<Self> {
         let metadata = base.metadata()?;
-        if metadata.file_type().is_block_device() {
-            return Ok(Self::Device { number: metadata.rdev(), size: system::device_size(base)? });
+        if !metadata.file_type().is_block_device() {
+            return Ok(Self::File { file: FileIdentity::of(base)?, size: metadata.len() });
         }
-        Ok(Self::File { device: metadata.dev(), inode: metadata.ino(), size: metadata.len() })
+        let number = metadata.rdev();
+        let backing = device_name::backing_file(number).and_then(|(path, partition)| {
+            let file = FileIdentity::of(&open_file(&path, OpenOptions::new().read(true)).ok()?).ok()?;
+            Some(Backing { file, partition })
+        });
+        Ok(Self::Device { number, size: system::device_size(base)?, name: device_name::of(number), backing })
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -66,13 +118,34 @@ impl BaseIdentity {
     }
 
     /// Whether both are the same file or device, whatever its size.
-    pub(crate) fn same_base(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.kinship(other) == Kinship::Same
+    }
+
+    /// Whether both have one number, in one boot.
+    pub(crate) fn has_number_of(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::File { device, inode, .. }, Self::File { device: other_device, inode: other_inode, .. }) => {
-                (device, inode) == (other_device, other_inode)
+            (Self::File { file, .. }, Self::File { file: other, .. }) => {
+                (file.device, file.inode) == (other.device, other.inode)
             }
             (Self::Device { number, .. }, Self::Device { number: other, .. }) => number == other,
             _ => false,
+        }
+    }
+
+    fn kinship(&self, other: &Self) -> Kinship {
+        let same = |same, otherwise| if same { Kinship::Same } else { otherwise };
+        match (self, other) {
+            (Self::File { file, .. }, Self::File { file: other, .. }) => same(file.is_same(other), Kinship::Replaced),
+            (
+                Self::Device { number, name, backing, .. },
+                Self::Device { number: other_number, name: other_name, backing: other_backing, .. },
+            ) => match ((name, other_name), (backing, other_backing)) {
+                ((Some(name), Some(other)), _) => same(name == other, Kinship::Stranger),
+                (_, (Some(backing), Some(other))) => same(backing.is_same(other), Kinship::Replaced),
+                _ => same(number == other_number, Kinship::Unknown),
+            },
+            _ => Kinship::Stranger,
         }
     }
 
@@ -83,16 +156,29 @@ impl BaseIdentity {
         left: &Self,
         clean: Option<&CleanStop>,
     ) -> io::Result<Option<Difference>> {
-        if !self.same_base(left) {
-            return Ok(Some(Difference::Identity));
+        let kinship = self.kinship(left);
+        if kinship == Kinship::Stranger {
+            return Ok(Some(Difference::Stranger));
         }
         if self.size() != left.size() {
             return Ok(Some(Difference::Size));
         }
-        match clean {
-            Some(clean) if CleanStop::of(base, self.size())? != *clean => Ok(Some(Difference::Contents)),
-            _ => Ok(None),
+        if kinship == Kinship::Replaced {
+            return Ok(Some(Difference::Identity));
         }
+        let looks_the_same =
+            clean.map(|clean| Ok::<_, io::Error>(CleanStop::of(base, self.size())? == *clean)).transpose()?;
+        Ok(match (kinship, looks_the_same) {
+            (_, Some(true)) | (Kinship::Same, None) => None,
+            (Kinship::Same, Some(false)) => Some(Difference::Contents),
+            _ => Some(Difference::Identity),
+        })
+    }
+}
+
+impl Backing {
+    fn is_same(&self, other: &Self) -> bool {
+        self.partition == other.partition && self.file.is_same(&other.file)
     }
 }
 
@@ -102,6 +188,11 @@ impl CleanStop {
         let metadata = base.metadata()?;
         let (modified_ns, changed_ns) = if metadata.file_type().is_block_device() { (0, 0) } else { times(&metadata) };
         Ok(Self { modified_ns, changed_ns, samples: samples(base, size)? })
+    }
+
+    /// Of a base that lost a part while it was served: whatever it looks like at the next start, its snapshots are not right.
+    pub(crate) fn of_loss() -> Self {
+        Self { modified_ns: 0, changed_ns: 0, samples: "lost".into() }
     }
 }
 
@@ -158,5 +249,34 @@ mod tests {
         fs::rename(&path, scratch.path().join("old")).unwrap();
         fs::write(&path, vec![7; 1 << 20]).unwrap();
         assert_eq!(difference(None), Some(Difference::Identity));
+    }
+
+    #[test]
+    fn a_device_is_known_by_its_name_and_else_by_its_contents() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("stand-in");
+        fs::write(&path, vec![7; 1 << 20]).unwrap();
+        let file = File::open(&path).unwrap();
+        let device = |number, name: Option<&str>| BaseIdentity::Device {
+            number,
+            size: 1 << 20,
+            name: name.map(str::to_owned),
+            backing: None,
+        };
+        let clean = CleanStop::of(&file, 1 << 20).unwrap();
+        let other = CleanStop { samples: "other".into(), ..clean.clone() };
+        let difference = |now: BaseIdentity, left: BaseIdentity, clean| now.difference(&file, &left, clean).unwrap();
+        let (a, b) = (Some("wwid-a"), Some("wwid-b"));
+        assert_eq!(difference(device(2, a), device(1, a), None), None, "renumbered");
+        assert_eq!(difference(device(1, a), device(1, b), Some(&clean)), Some(Difference::Stranger));
+        assert_eq!(difference(device(2, None), device(1, None), Some(&clean)), None, "nameless, and looks the same");
+        assert_eq!(difference(device(2, None), device(1, None), Some(&other)), Some(Difference::Identity));
+        assert_eq!(difference(device(2, None), device(1, None), None), Some(Difference::Identity));
+        assert_eq!(difference(device(1, None), device(1, a), Some(&other)), Some(Difference::Contents));
+        let old: BaseIdentity = serde_json::from_str(r#"{"kind":"device","number":1,"size":1048576}"#).unwrap();
+        assert_eq!(old, device(1, None));
+        let old: BaseIdentity = serde_json::from_str(r#"{"kind":"file","device":1,"inode":2,"size":3}"#).unwrap();
+        assert_eq!(old.size(), 3);
+        assert_eq!(difference(device(1, a), old, None), Some(Difference::Stranger), "a file was left");
     }
 }

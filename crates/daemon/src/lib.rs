@@ -7,23 +7,45 @@
 //! Deliberately absent: standard output, arguments and the terminal, which are the binary's; and copies, which are the mover's.
 
 mod address;
+mod attempts;
+mod backups;
 mod base;
+mod cache_device;
+mod cache_file;
 mod config;
 mod control;
 mod daemon;
+mod description;
+mod device_name;
 mod directory;
+mod dormant;
 mod exports;
+mod file_identity;
+mod filling;
+mod held;
 mod identity;
+mod inspection;
 mod listener;
+mod loops;
+mod maintenance;
 mod movers;
 mod notify;
 mod opening;
 mod platform;
+mod readiness;
 mod record;
 mod refusal;
+mod registration;
+mod salvage;
+mod scope;
+mod service;
+mod set_aside;
+mod shrinking;
+mod signals;
 mod threads;
 mod volume;
 mod volumes;
+mod words;
 
 pub use address::{Address, AddressError};
 pub use config::{Config, ConfigError, VolumeConfig};

@@ -13,7 +13,7 @@ use tzero_nbd::Server;
 use crate::address::Address;
 use crate::directory::{StateError, remove_stale};
 use crate::exports::Offered;
-use crate::threads::DataThreads;
+use crate::threads::{DataThreads, off_thread};
 
 /// How long to rest when the process has no descriptor left for a client.
 const EXHAUSTED: Duration = Duration::from_millis(100);
@@ -41,7 +41,9 @@ pub(crate) async fn listen(
     server: &Arc<Server<Offered>>,
 ) -> Result<Address, ListenError> {
     if let Address::Unix(path) = address {
-        remove_stale(path)?;
+        // Whoever listens there may have more clients waiting than it lets in.
+        let path = path.clone();
+        off_thread(move || remove_stale(&path)).await?;
     }
     let refused = |source| ListenError::Refused { address: address.clone(), source };
     let (bound, is_bound) = oneshot::channel();

@@ -1,25 +1,26 @@
-//! Opening a volume's engine.
+//! Opening a volume's engine over its base, its cache and its state.
 
-use std::fs::{File, OpenOptions};
-use std::future::{Future, poll_fn};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 
+use tzero_api::sentence;
 use tzero_block::FileDevice;
-use tzero_engine::VolumeOptions;
-use tzero_io::{Directory, LockError, Sender};
-use tzero_originals::SnapshotId;
+use tzero_engine::{OpenError, VolumeOptions};
+use tzero_io::Directory;
+use tzero_originals::{MapError, MapShape, SnapshotId, TableError};
 
 use crate::base::{self, OpenBase, Patience};
-use crate::identity::CleanStop;
-use crate::platform::{CrashPlan, Production};
+use crate::cache_device::CacheDevice;
+use crate::cache_file::CacheFault;
+use crate::file_identity::FileIdentity;
+use crate::held::Held;
+use crate::identity::{BaseIdentity, CleanStop, Difference};
+use crate::inspection::is_passing;
+use crate::platform::{CrashPlan, Engine, Production};
+use crate::readiness::{self, NotReady, Ready};
 use crate::record::{VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
-use crate::threads::DataThreads;
-use crate::volume::Engine;
+use crate::threads::{DataThreads, off_thread};
 
 /// Room for originals where no limit was given, in bytes: more than any file system gives a file, so that the file system decides.
 const UNLIMITED: u64 = 8 << 40;
@@ -31,52 +32,145 @@ pub(crate) struct Opening {
     pub(crate) crash: Option<Arc<CrashPlan>>,
 }
 
-/// Whether the base is not what it was when it was left.
-pub(crate) fn changed(record: &VolumeRecord, clean: Option<&CleanStop>, base: &OpenBase) -> Result<bool, Refusal> {
-    let Some(left) = &record.identity else { return Ok(false) };
-    let unreadable = |source| base::BaseError::Unopenable { path: record.base.clone(), source };
-    let difference = base.identity.difference(&base.file, left, clean).map_err(unreadable)?;
-    if let Some(difference) = difference {
-        tracing::warn!(volume = %record.name, "the base was changed while the daemon was down ({difference:?}): snapshots are broken");
-    }
-    Ok(difference.is_some())
+/// What an open base is, compared with the one that was left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Compared {
+    /// No snapshot can be right any more.
+    pub(crate) changed: bool,
+    /// It is another file or device.
+    pub(crate) is_other: bool,
 }
 
-/// Opens a volume's engine over its open base, its cache and its state.
+/// Compares an open base with the one that was left.
+///
+/// Another file of the same size has been put there by somebody who means the host to have it, so it is served, and costs the snapshots.
+/// What is certainly another disk, or has another size, nobody can have meant, and a host that writes to it is harmed.
+pub(crate) fn compare(record: &VolumeRecord, clean: Option<&CleanStop>, base: &OpenBase) -> Result<Compared, Refusal> {
+    let Some(left) = &record.identity else { return Ok(Compared::default()) };
+    let unreadable = |source| base::BaseError::Unopenable { path: record.base.clone(), source };
+    let Some(difference) = base.identity.difference(&base.file, left, clean).map_err(unreadable)? else {
+        return Ok(Compared::default());
+    };
+    let (volume, path) = (record.name.clone(), record.base.clone());
+    match difference {
+        Difference::Stranger => return Err(Refusal::BaseIsAnother { volume, path }),
+        Difference::Size => {
+            return Err(Refusal::BaseResized { volume, path, size: base.identity.size(), left: left.size() });
+        }
+        Difference::Identity | Difference::Contents => {}
+    }
+    tracing::warn!(%volume, "the base was changed while the daemon was down ({difference:?}): snapshots are broken");
+    Ok(Compared { changed: true, is_other: difference == Difference::Identity })
+}
+
+/// Makes a volume's state ready for its engine.
+pub(crate) async fn make_ready(
+    opening: &Opening,
+    directory: &VolumeDirectory,
+    record: &VolumeRecord,
+    patience: Patience,
+) -> Result<Ready, Refusal> {
+    let (directory, record, boot) = (directory.clone(), record.clone(), opening.boot_id);
+    let (volume, path) = (record.name.clone(), directory.cache(&record));
+    let made = off_thread(move || {
+        let id = id_bytes(&record.id);
+        readiness::Volume { directory: &directory, record: &record, id, boot, patience }.make_ready()
+    });
+    made.await.map_err(|error| match error {
+        NotReady::Cache(CacheFault::Locked) => Refusal::CacheLocked { volume, path },
+        NotReady::Cache(CacheFault::Io(source)) => Refusal::Cache { volume, path, source },
+        NotReady::State(source) => Refusal::Open { volume, source: OpenError::State(source) },
+    })
+}
+
+/// What a volume was opened with.
+pub(crate) struct Found {
+    pub(crate) base: BaseIdentity,
+    /// None where the cache is not the volume's own.
+    pub(crate) cache: Option<FileIdentity>,
+    /// The base is another than the one that was left.
+    pub(crate) is_other: bool,
+}
+
+/// Brings the record up to date once the engine is open, and gives notices. Blocking.
+///
+/// The engine has on record what the comparison of the base found, and the host has changed nothing yet.
+pub(crate) fn put_on_record(
+    directory: &VolumeDirectory,
+    mut record: VolumeRecord,
+    found: Found,
+    has_room: bool,
+) -> Result<(VolumeRecord, Vec<String>), Refusal> {
+    let mut notices = Vec::new();
+    let is_new = record.identity.is_none();
+    let cache = found.cache.or_else(|| record.cache.clone());
+    if record.identity.as_ref() != Some(&found.base) || record.cache != cache {
+        (record.identity, record.cache) = (Some(found.base), cache);
+        record.generation += u64::from(found.is_other);
+        match directory.write(&record) {
+            // The next start finds the same differences again, which costs snapshots at most.
+            Err(error) if !is_new => {
+                tracing::warn!(volume = %record.name, "{error}");
+                notices.push(sentence(error));
+            }
+            other => other?,
+        }
+    }
+    if is_new {
+        directory.sync_snapshots().map_err(|source| Refusal::Cache {
+            volume: record.name.clone(),
+            path: directory.engine(),
+            source,
+        })?;
+    }
+    // Left over, it could only break snapshots that are right.
+    if let Err(error) = directory.record_clean_stop(None) {
+        tracing::warn!(volume = %record.name, "the last clean stop stays on record: {error}");
+    }
+    if let Some(place) = record.cache_dir.as_ref().filter(|_| has_room) {
+        notices.extend(place_notice("cache directory", place).inspect(|notice| tracing::info!("{notice}")));
+    }
+    if let Err(error) = directory.copy_snapshots() {
+        tracing::warn!(volume = %record.name, "the names of the snapshots cannot be copied: {error}");
+    }
+    Ok((record, notices))
+}
+
+/// Opens the engine.
 pub(crate) async fn open_engine(
     threads: &DataThreads,
     opening: &Opening,
     directory: &VolumeDirectory,
     record: &VolumeRecord,
     base: &OpenBase,
-    cache_path: &Path,
+    ready: &Ready,
     base_changed: bool,
 ) -> Result<Arc<Engine>, Refusal> {
     let volume = || record.name.clone();
     let unopenable = |source| base::BaseError::Unopenable { path: record.base.clone(), source };
     let device =
         base.file.try_clone().and_then(|file| FileDevice::from_file(file, record.direct)).map_err(unopenable)?;
-    let no_cache = |source| Refusal::Cache { volume: volume(), path: cache_path.into(), source };
-    let cache_file = lock_cache(cache_path.into()).await.map_err(|error| match error {
-        CacheFault::Locked => Refusal::CacheLocked { volume: volume(), path: cache_path.into() },
-        CacheFault::Io(source) => no_cache(source),
-    })?;
-    let limit = record.cache_limit.unwrap_or(UNLIMITED);
-    let cache = FileDevice::from_file(cache_file, false).map_err(no_cache)?.growing_to(limit);
+    let path: PathBuf = directory.cache(record);
+    let no_cache = |source| Refusal::Cache { volume: volume(), path: path.clone(), source };
+    let limit = match ready.no_room {
+        Some(_) => 0,
+        None => record.cache_limit.unwrap_or(UNLIMITED),
+    };
+    let cache = ready.cache.try_clone().and_then(|file| CacheDevice::new(file, limit)).map_err(no_cache)?;
     let options = VolumeOptions {
         name: record.name.to_string(),
         id: id_bytes(&record.id),
         grain: record.grain,
         boot_id: opening.boot_id,
         base_changed,
+        map_shape: MapShape::DEFAULT,
     };
     let platform = Production { crash: opening.crash.clone() };
     let storage = Directory::new(directory.engine());
     let opened =
         threads.run(move || async move { Engine::open(platform, device, cache, storage, options).await }).await;
-    let (engine, recovered) = opened
-        .map_err(|_| no_cache(io::ErrorKind::Interrupted.into()))?
-        .map_err(|source| Refusal::Open { volume: volume(), source })?;
+    let (engine, recovered) =
+        opened.map_err(|_| Refusal::Stopping)?.map_err(|source| Refusal::Open { volume: volume(), source })?;
     tracing::info!(
         volume = %record.name,
         snapshots = recovered.snapshots.len(),
@@ -87,47 +181,75 @@ pub(crate) async fn open_engine(
     Ok(engine)
 }
 
-/// Runs the engine's maintenance on a data thread until the sender is dropped.
-pub(crate) fn maintain(threads: &DataThreads, engine: &Arc<Engine>) -> Sender<()> {
-    let (sender, mut receiver) = tzero_io::channel();
-    let engine = Arc::clone(engine);
-    threads.next().spawn(move || async move {
-        let mut work = pin!(engine.maintain());
-        let mut end = pin!(receiver.recv());
-        poll_fn(|cx| {
-            // It never ends by itself.
-            let _ = work.as_mut().poll(cx);
-            end.as_mut().poll(cx).map(drop)
-        })
-        .await;
+/// Sets aside all state that the engine has refused, where another attempt would find the same; gives a notice. Else gives the refusal
+/// back.
+pub(crate) async fn begin_anew(
+    opening: &Opening,
+    directory: &VolumeDirectory,
+    record: &VolumeRecord,
+    refusal: Refusal,
+) -> Result<String, Refusal> {
+    let Refusal::Open { volume, source } = refusal else { return Err(refusal) };
+    if !is_damage(&source) {
+        return Err(Refusal::Open { volume, source });
+    }
+    let (directory, record, boot) = (directory.clone(), record.clone(), opening.boot_id);
+    let begun = off_thread(move || {
+        let (id, patience) = (id_bytes(&record.id), Patience::None);
+        readiness::Volume { directory: &directory, record: &record, id, boot, patience }.begin_anew(&source)
     });
-    sender
+    begun.await.map_err(|source| Refusal::Open { volume, source: OpenError::State(source) })
 }
 
-enum CacheFault {
-    Locked,
-    Io(io::Error),
-}
-
-/// Opens the original cache and locks it: requests of a killed daemon must not land in slots that this one uses again.
-async fn lock_cache(path: PathBuf) -> Result<File, CacheFault> {
-    let locked = tokio::task::spawn_blocking(move || {
-        let file = open_cache(&path).map_err(CacheFault::Io)?;
-        match base::lock(&file, Patience::Linger) {
-            Ok(()) => Ok(file),
-            Err(LockError::Held) => Err(CacheFault::Locked),
-            Err(LockError::Failed(source)) => Err(CacheFault::Io(source)),
+/// Whether it is the state that is wrong, and not the machine that has no room or no time.
+fn is_damage(error: &OpenError) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    match error {
+        OpenError::State(source) | OpenError::Map(MapError::Io(source)) | OpenError::Table(TableError::Io(source)) => {
+            !is_passing(source) && !matches!(source.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull)
         }
-    });
-    locked.await.expect("opening a cache does not panic")
+        OpenError::Map(_) | OpenError::Table(_) => true,
+        OpenError::Grain => false,
+    }
 }
 
-/// The original cache's file: private, made where it is not there. Always through the page cache: originals are small appends that are
-/// mostly read back soon, or never.
-fn open_cache(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+/// What the operator should know of the places of a volume's state.
+pub(crate) fn place_notice(what: &str, place: &Path) -> Option<String> {
+    let kept = Held::take(place)
+        .and_then(|held| match held.metadata().is_dir() {
+            true => held.open(std::fs::OpenOptions::new().read(true)),
+            false => Err(std::io::ErrorKind::NotADirectory.into()),
+        })
+        .and_then(|directory| tzero_io::allocation_is_kept(&directory));
+    (!kept.unwrap_or(false)).then(|| {
+        format!(
+            "the {what} {} is on a file system that may need new space to overwrite old: when it is full, more snapshots may break than on ext4",
+            place.display()
+        )
+    })
 }
 
-fn id_bytes(id: &str) -> [u8; 16] {
+/// A volume's id as the engine takes it.
+pub(crate) fn id_bytes(id: &str) -> [u8; 16] {
     SnapshotId::parse(id).map_or([0; 16], |id| id.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_that_may_need_space_are_named() {
+        let notice = place_notice("state directory", Path::new("/proc")).unwrap();
+        assert!(notice.contains("/proc"), "{notice}");
+    }
+
+    #[test]
+    fn a_full_disk_is_no_damage() {
+        let state = |kind: std::io::ErrorKind| OpenError::State(kind.into());
+        assert!(is_damage(&state(std::io::ErrorKind::InvalidData)));
+        assert!(is_damage(&OpenError::Map(MapError::Format)));
+        assert!(!is_damage(&state(std::io::ErrorKind::StorageFull)));
+        assert!(!is_damage(&state(std::io::ErrorKind::OutOfMemory)));
+    }
 }

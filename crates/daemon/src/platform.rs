@@ -8,6 +8,8 @@ use tzero_block::FileDevice;
 use tzero_engine::{Platform, Point};
 use tzero_io::{Directory, system};
 
+use crate::cache_device::CacheDevice;
+
 /// Environment variable of crash tests: `POINT:N` kills the daemon, as `kill -9` does, when it passes the point for the Nth time.
 const CRASH: &str = "TZERO_TEST_CRASH";
 
@@ -47,6 +49,9 @@ impl CrashPlan {
     }
 }
 
+/// The engine of one volume.
+pub(crate) type Engine = tzero_engine::Volume<Production>;
+
 /// The real platform.
 pub(crate) struct Production {
     pub(crate) crash: Option<Arc<CrashPlan>>,
@@ -54,7 +59,7 @@ pub(crate) struct Production {
 
 impl Platform for Production {
     type Base = FileDevice;
-    type Cache = FileDevice;
+    type Cache = CacheDevice;
     type Storage = Directory;
 
     fn monotonic_ns(&self) -> u64 {

@@ -10,19 +10,31 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tzero_api::{Name, StatePaths};
+use tzero_engine::TABLE_NAME;
 
+use crate::cache_file::sync_parent;
+use crate::file_identity::FileIdentity;
+use crate::held::read_file;
 use crate::identity::{BaseIdentity, CleanStop};
+use crate::salvage::copy_of;
+use crate::set_aside::aside_of;
 
 /// Version of the file that this program writes, and the only one it reads.
 const VERSION: u32 = 1;
 const FILE: &str = "volume.json";
+/// Longest file of a volume's directory that is read whole, in bytes.
+const LONGEST: u64 = 16 << 20;
 /// What the base looked like at the last clean stop, in JSON, padded with spaces; nothing but spaces while a daemon serves it.
 const CLEAN_STOP: &str = "clean-stop";
 /// Its length in bytes. It is allocated once and overwritten in place, so that a full disk stops no daemon and no host.
 const CLEAN_STOP_LEN: usize = 512;
 const GONE: &str = "~gone";
+/// A copy of the snapshot table as of the last snapshot that came or went. See `salvage`.
+const KNOWN: &str = "snapshots-known";
 /// The engine's own files.
 const ENGINE: &str = "state";
+/// What is known of unfinished backups.
+const BACKUPS: &str = "backups";
 /// The original cache, where it has no directory of its own.
 const CACHE: &str = "originals";
 
@@ -43,8 +55,11 @@ pub(crate) struct VolumeRecord {
     /// From the configuration file.
     pub(crate) declared: bool,
     pub(crate) generation: u64,
-    /// Absent until the base has been opened for the first time.
+    /// Absent until the volume has been opened for the first time.
     pub(crate) identity: Option<BaseIdentity>,
+    /// The file that was made for its originals; absent until then.
+    #[serde(default)]
+    pub(crate) cache: Option<FileIdentity>,
 }
 
 /// Why a record cannot be had.
@@ -81,6 +96,11 @@ impl VolumeDirectory {
         self.path.join(ENGINE)
     }
 
+    /// Where it is noted which backups' snapshots stand.
+    pub(crate) fn backups(&self) -> PathBuf {
+        self.path.join(BACKUPS)
+    }
+
     /// Where the original cache is.
     pub(crate) fn cache(&self, record: &VolumeRecord) -> PathBuf {
         match &record.cache_dir {
@@ -114,22 +134,16 @@ impl VolumeDirectory {
 
     /// What the base looked like when a daemon last let go of it in good order; `None` if none did, or one is serving it.
     pub(crate) fn clean_stop(&self) -> Option<CleanStop> {
-        let bytes = fs::read(self.path.join(CLEAN_STOP)).ok()?;
+        let bytes = read_file(&self.path.join(CLEAN_STOP), LONGEST).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
     pub(crate) fn write(&self, record: &VolumeRecord) -> Result<(), RecordError> {
-        let path = self.path.join(FILE);
-        let beside = self.path.join(format!("{FILE}~new"));
-        let write = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-            serde_json::to_writer_pretty(&mut file, record)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            fs::rename(&beside, &path)?;
-            File::open(&self.path)?.sync_all()
-        };
-        write().map_err(|source| RecordError::Io { path: path.clone(), source })
+        let written = replace(&self.path, FILE, |file| {
+            serde_json::to_writer_pretty(&mut *file, record)?;
+            file.write_all(b"\n")
+        });
+        written.map_err(|source| RecordError::Io { path: self.path.join(FILE), source })
     }
 
     pub(crate) fn read(&self) -> Result<VolumeRecord, RecordError> {
@@ -138,7 +152,7 @@ impl VolumeDirectory {
             version: u32,
         }
         let path = self.path.join(FILE);
-        let bytes = fs::read(&path).map_err(failed(&path))?;
+        let bytes = read_file(&path, LONGEST).map_err(failed(&path))?;
         let malformed = |source| RecordError::Malformed { path: path.clone(), source };
         let Versioned { version } = serde_json::from_slice(&bytes).map_err(malformed)?;
         if version != VERSION {
@@ -149,6 +163,29 @@ impl VolumeDirectory {
             return Err(RecordError::Name { path, found: record.name });
         }
         Ok(record)
+    }
+
+    /// Makes the snapshots durable that the table has now, and the files that they stand in. Blocking.
+    pub(crate) fn sync_snapshots(&self) -> io::Result<()> {
+        let engine = self.engine();
+        File::open(engine.join(TABLE_NAME))?.sync_all()?;
+        File::open(engine)?.sync_all()
+    }
+
+    /// Copies the table as it is, so that its names outlive it.
+    pub(crate) fn copy_snapshots(&self) -> io::Result<()> {
+        let table = read_file(&self.engine().join(TABLE_NAME), LONGEST)?;
+        swap_in(&self.path, KNOWN, |file| file.write_all(copy_of(&table)))
+    }
+
+    /// Replaces the copy of the table, durably.
+    pub(crate) fn remember_snapshots(&self, copy: &[u8]) -> io::Result<()> {
+        replace(&self.path, KNOWN, |file| file.write_all(copy))
+    }
+
+    /// The copy of the table; empty where there is none.
+    pub(crate) fn known_snapshots(&self) -> Vec<u8> {
+        read_file(&self.path.join(KNOWN), LONGEST).unwrap_or_default()
     }
 
     /// Forgets the volume: from the rename on it is gone, whatever happens to its files. Without its record, originals that have a directory
@@ -163,15 +200,28 @@ impl VolumeDirectory {
     }
 }
 
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+/// Replaces a file whole, durably: it is there old or new.
+fn replace(directory: &Path, name: &str, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    swap_in(directory, name, |file| write(file).and_then(|()| file.sync_all()))?;
+    File::open(directory)?.sync_all()
+}
+
+/// Replaces a file whole, as far as this machine does not die.
+fn swap_in(directory: &Path, name: &str, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let beside = directory.join(format!("{name}~new"));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    write(&mut file)?;
+    fs::rename(&beside, directory.join(name))
 }
 
 fn discard(gone: &Path, record: Option<&VolumeRecord>) -> io::Result<()> {
     if let Some(record) = record.filter(|record| record.cache_dir.is_some()) {
-        match fs::remove_file(VolumeDirectory { path: gone.into() }.cache(record)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        let cache = VolumeDirectory { path: gone.into() }.cache(record);
+        for path in aside_of(&cache).into_iter().chain([cache]) {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
     }
     fs::remove_dir_all(gone)
@@ -191,6 +241,7 @@ pub(crate) fn new_record(id: String, request: &tzero_api::control::AddVolume, de
         declared,
         generation: 1,
         identity: None,
+        cache: None,
     }
 }
 
@@ -202,7 +253,8 @@ pub(crate) fn remembered(state: &StatePaths) -> Result<Vec<Name>, RecordError> {
         let path = entry.map_err(failed(&root))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         if name.ends_with(GONE) {
-            let record = fs::read(path.join(FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let record =
+                read_file(&path.join(FILE), LONGEST).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
             discard(&path, record.as_ref()).map_err(failed(&path))?;
         } else if let Ok(name) = name.parse() {
             names.push(name);

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use tzero_api::{Code, Failure, Name, SnapshotPath, sentence};
+use tzero_api::{Code, Failure, Name, SnapshotPath, Unfit, sentence};
 use tzero_engine::SnapshotError;
 
 use crate::base::BaseError;
 use crate::record::RecordError;
+use crate::scope::ScopeError;
 
 /// A refusal; its text is the sentence that the operator gets.
 #[derive(Debug, thiserror::Error)]
@@ -21,16 +22,16 @@ pub(crate) enum Refusal {
     SnapshotTaken(SnapshotPath),
     #[error("snapshot names like {0} belong to backups: choose another")]
     Reserved(Name),
-    #[error("the grain {0} is not a power of two from 512 to 1M")]
-    Grain(u64),
-    #[error("the path {} is relative: give it from the root", .0.display())]
-    Relative(PathBuf),
-    #[error("the cache limit 0 leaves no room for originals: give at least one grain")]
-    NoRoom,
+    #[error("{0}")]
+    Unfit(#[from] Unfit),
+    #[error("{0}")]
+    Scope(#[from] ScopeError),
     #[error("{} is the base of volume {volume} already: a base holds one volume", .base.display())]
     BaseTaken { base: PathBuf, volume: Name },
     #[error("{} and the base {} of volume {volume} hold the same bytes: a base holds one volume", .base.display(), .other.display())]
     BaseOverlaps { base: PathBuf, other: PathBuf, volume: Name },
+    #[error("{} is among the daemon's own records in {}: choose a base elsewhere", .base.display(), .state.display())]
+    BaseIsState { base: PathBuf, state: PathBuf },
     #[error("{0}")]
     Base(#[from] BaseError),
     #[error("the cache directory {} cannot be used: {source}", .path.display())]
@@ -49,18 +50,38 @@ pub(crate) enum Refusal {
     Open { volume: Name, source: tzero_engine::OpenError },
     #[error("volume {volume} is not served: {reason}")]
     NotServed { volume: Name, reason: Box<str> },
-    #[error("volume {volume} has {count} snapshots: delete them first (`tzero snapshot list`)")]
+    #[error("volume {volume} still has snapshots ({count}): delete them first (`tzero snapshot list`)")]
     HasSnapshots { volume: Name, count: usize },
-    #[error("{count} clients are connected to volume {volume}: disconnect them first")]
+    #[error("volume {volume} still has clients connected ({count}): disconnect them first")]
     HasClients { volume: Name, count: u64 },
     #[error("volume {0} is being changed by another command: try again")]
     BeingChanged(Name),
+    #[error("volume {0} was closed meanwhile: look whether it and the daemon are still there")]
+    Closed(Name),
+    #[error("requests to volume {0} still run: its snapshots are kept, but a power failure now would cost them")]
+    StillRunning(Name),
+    #[error("{0}")]
+    NoPlace(Box<str>),
+    #[error("the base {} of volume {volume} is another device than the one that was left: put that one back, or let the path lead to it, or begin anew with `tzero volume remove {volume}` and `tzero volume add`", .path.display())]
+    BaseIsAnother { volume: Name, path: PathBuf },
+    #[error("the base {} of volume {volume} is {size} bytes long and was {left}: give it back its size, or begin anew with `tzero volume remove {volume}` and `tzero volume add`", .path.display())]
+    BaseResized { volume: Name, path: PathBuf, size: u64, left: u64 },
+    #[error("the base {} of volume {volume} was cut to {size} bytes while it was served, and had {was}: what lay behind is lost; give it back its size, restart the daemon, and restore a copy", .path.display())]
+    BaseShrank { volume: Name, path: PathBuf, size: u64, was: u64 },
     #[error("volume {volume} cannot be closed: {source}")]
     Close { volume: Name, source: std::io::Error },
+    #[error("the snapshot {path} cannot be made durable: {source}")]
+    NotDurable { path: SnapshotPath, source: std::io::Error },
     #[error("the snapshot {path} cannot be made or changed: {source}")]
     Snapshot { path: SnapshotPath, source: SnapshotError },
     #[error("the daemon is stopping: try again when it runs")]
     Stopping,
+    #[error("the snapshot cannot be deleted from the records of volume {volume}: {source}")]
+    Records { volume: Name, source: std::io::Error },
+    #[error("the request is longer than {} bytes: ask for less at once", crate::control::LONGEST_BODY)]
+    TooLong,
+    #[error("the request cannot be read to its end: {0}")]
+    Unread(String),
     #[error("the request is malformed: {0}")]
     Malformed(#[from] serde_json::Error),
     #[error("the request is malformed: {0}")]
@@ -76,16 +97,20 @@ impl Refusal {
                 Code::Taken
             }
             Self::Reserved(_)
-            | Self::Grain(_)
-            | Self::Relative(_)
-            | Self::NoRoom
+            | Self::Unfit(_)
+            | Self::Scope(_)
+            | Self::TooLong
+            | Self::Unread(_)
             | Self::Malformed(_)
             | Self::Name(_) => Code::Invalid,
             Self::HasSnapshots { .. }
             | Self::HasClients { .. }
             | Self::BeingChanged(_)
-            | Self::Base(BaseError::Locked(_) | BaseError::InUse(_)) => Code::Busy,
-            Self::NotServed { .. } | Self::Stopping => Code::Unavailable,
+            | Self::CacheLocked { .. }
+            | Self::Base(BaseError::Locked(_) | BaseError::InUse(_) | BaseError::InUseThrough { .. }) => Code::Busy,
+            Self::NotServed { .. } | Self::BaseShrank { .. } | Self::Stopping | Self::Closed(_) | Self::NoPlace(_) => {
+                Code::Unavailable
+            }
             _ => Code::Failed,
         }
     }

@@ -70,6 +70,17 @@ impl DataThreads {
     }
 }
 
+/// Runs what may block, or takes long, on a thread of its own.
+///
+/// # Panics
+/// When the work does.
+pub(crate) async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
 /// A data thread that is gone leaves its clients waiting for ever. Ending the process instead is what snapshots survive, and clients that
 /// reconnect do not notice.
 struct FatalPanic;

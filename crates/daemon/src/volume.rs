@@ -1,35 +1,38 @@
 //! One volume of the daemon: its record, the engine that serves it, and who uses it.
 //!
 //! ```text
-//!            open: base, checks, cache, engine                  close: sync, clean stop on record
-//!   record ────────────────────────────────────▶ Serving ────────────────────────────────────────▶ gone
-//!      └── something is missing or wrong ──────▶ Failed (with the reason; other volumes are unharmed)
+//!            open: base, state, cache, engine                   close: sync, clean stop on record
+//!   record ────────────────────────────────────▶ Serving ────────────────────────────────────────▶ closed
+//!      └── something is missing or wrong ──────▶ Failed (with the reason; tried again, see `attempts`)
 //! ```
+//!
+//! | | change of snapshots | close |
+//! |---|---|---|
+//! | **change of snapshots** | the engine orders them | the gate; who comes after the close is refused |
+//! | **host's requests** | the engine orders them | none may run: else the stop is not clean |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use tokio::sync::RwLock;
-use tzero_api::control::{self, VolumeState};
+use tokio::sync::{RwLock, RwLockReadGuard};
 use tzero_api::{Name, SnapshotPath, is_private, sentence};
 use tzero_engine::{SnapshotInfo, SnapshotState};
-use tzero_io::Sender;
-use tzero_originals::{Originals, SnapshotId};
+use tzero_originals::SnapshotId;
 
-use crate::base::OpenBase;
+use crate::base::{OpenBase, Patience};
+use crate::dormant;
+use crate::filling::Filling;
 use crate::identity::CleanStop;
-use crate::opening::{self, Opening};
-use crate::platform::Production;
+use crate::maintenance::Maintenance;
+use crate::opening::{self, Opening, id_bytes};
+use crate::platform::Engine;
 use crate::record::{VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
-use crate::threads::DataThreads;
-
-/// The engine of one volume.
-pub(crate) type Engine = tzero_engine::Volume<Production>;
+use crate::threads::{DataThreads, off_thread};
 
 /// A volume, served or not.
 pub(crate) struct Volume {
@@ -40,6 +43,10 @@ pub(crate) struct Volume {
     pub(crate) condition: Condition,
     /// Held shared by whatever changes the volume's snapshots, exclusively by what ends the volume.
     pub(crate) gate: RwLock<()>,
+    /// Set under the gate: whoever waited for it changes nothing any more.
+    closed: AtomicBool,
+    /// Held by whoever copies the names of the snapshots.
+    copying: Mutex<()>,
     host_sessions: AtomicU64,
     readers: Mutex<BTreeMap<SnapshotId, u64>>,
     movers: Mutex<BTreeSet<SnapshotId>>,
@@ -57,8 +64,14 @@ pub(crate) struct Serving {
     /// The base's locked open file. For looking at it, and for others' separate opens of it; never handed out itself.
     pub(crate) base: File,
     pub(crate) cache: PathBuf,
-    /// Dropping it ends the engine's maintenance, which holds the engine.
-    _maintained: Sender<()>,
+    /// How fast the cache fills up.
+    pub(crate) filling: Arc<Filling>,
+    /// How long the base was when it was found to have lost a part.
+    pub(crate) lost: OnceLock<u64>,
+    /// Why no snapshot can be taken, where that is so.
+    no_room: Option<Box<str>>,
+    pub(crate) notices: Vec<String>,
+    maintenance: Maintenance,
 }
 
 impl Volume {
@@ -69,6 +82,8 @@ impl Volume {
             directory,
             condition,
             gate: RwLock::new(()),
+            closed: AtomicBool::new(false),
+            copying: Mutex::default(),
             host_sessions: AtomicU64::new(0),
             readers: Mutex::default(),
             movers: Mutex::default(),
@@ -76,8 +91,12 @@ impl Volume {
     }
 
     /// A volume that cannot be served.
-    pub(crate) fn failed(name: Name, record: Option<VolumeRecord>, directory: VolumeDirectory, why: &Refusal) -> Self {
-        tracing::error!(volume = %name, "not served: {why}");
+    pub(crate) fn failed(
+        name: Name,
+        record: Option<VolumeRecord>,
+        directory: VolumeDirectory,
+        why: impl std::fmt::Display,
+    ) -> Self {
         Self::new(name, record, directory, Condition::Failed(sentence(why).into()))
     }
 
@@ -86,25 +105,73 @@ impl Volume {
         threads: &DataThreads,
         opening: &Opening,
         directory: VolumeDirectory,
-        mut record: VolumeRecord,
+        record: VolumeRecord,
         base: OpenBase,
+        patience: Patience,
     ) -> Result<Self, Refusal> {
-        let base_changed = opening::changed(&record, directory.clean_stop().as_ref(), &base)?;
-        let is_other = record.identity.as_ref().is_some_and(|left| !base.identity.same_base(left));
+        let (theirs, left) = (directory.clone(), record.clone());
+        let (base, compared) = off_thread(move || {
+            let compared = opening::compare(&left, theirs.clean_stop().as_ref(), &base);
+            compared.map(|compared| (base, compared))
+        })
+        .await?;
+        let ready = opening::make_ready(opening, &directory, &record, patience).await?;
+        let mut notices = ready.notices.clone();
+        let open = || opening::open_engine(threads, opening, &directory, &record, &base, &ready, compared.changed);
+        let engine = match open().await {
+            Err(refusal) if record.identity.is_some() => {
+                notices.push(opening::begin_anew(opening, &directory, &record, refusal).await?);
+                open().await?
+            }
+            other => other?,
+        };
         let cache = directory.cache(&record);
-        let engine = opening::open_engine(threads, opening, &directory, &record, &base, &cache, base_changed).await?;
-        if record.identity.as_ref() != Some(&base.identity) {
-            record.identity = Some(base.identity);
-            record.generation += u64::from(is_other);
-            directory.write(&record)?;
-        }
-        // After the engine has on record what the comparison found, and before the first change. Left over, it could only break
-        // snapshots that are right.
-        if let Err(error) = directory.record_clean_stop(None) {
-            tracing::warn!(volume = %record.name, "the last clean stop stays on record: {error}");
-        }
-        let serving = Serving { _maintained: opening::maintain(threads, &engine), engine, base: base.file, cache };
+        let found = opening::Found { base: base.identity, cache: ready.identity, is_other: compared.is_other };
+        let (theirs, has_room) = (directory.clone(), ready.no_room.is_none());
+        let (record, more) = off_thread(move || opening::put_on_record(&theirs, record, found, has_room)).await?;
+        notices.extend(more);
+        let filling = Arc::default();
+        let maintenance = Maintenance::start(threads, &engine, &filling);
+        let (lost, no_room) = (OnceLock::new(), ready.no_room);
+        let serving = Serving { engine, base: base.file, cache, filling, lost, no_room, notices, maintenance };
         Ok(Self::new(record.name.clone(), Some(record), directory, Condition::Serving(serving)))
+    }
+
+    /// Lets nobody close the volume as long as the guard lives.
+    ///
+    /// # Errors
+    /// When it is being opened, removed or closed, or was.
+    pub(crate) fn enter(&self) -> Result<RwLockReadGuard<'_, ()>, Refusal> {
+        let guard = self.gate.try_read().map_err(|_| Refusal::BeingChanged(self.name.clone()))?;
+        self.unless_closed(guard)
+    }
+
+    /// [`Self::enter`] that waits, for threads that may. Blocking.
+    ///
+    /// # Errors
+    /// When the volume was closed, meanwhile too.
+    pub(crate) fn enter_blocking(&self) -> Result<RwLockReadGuard<'_, ()>, Refusal> {
+        self.unless_closed(self.gate.blocking_read())
+    }
+
+    fn unless_closed<'a>(&'a self, guard: RwLockReadGuard<'a, ()>) -> Result<RwLockReadGuard<'a, ()>, Refusal> {
+        if self.closed.load(Ordering::Acquire) { Err(Refusal::Closed(self.name.clone())) } else { Ok(guard) }
+    }
+
+    /// Refuses where originals have no place to go.
+    pub(crate) fn refuse_without_room(&self) -> Result<(), Refusal> {
+        match &self.serving()?.no_room {
+            Some(reason) => Err(Refusal::NoPlace(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies the names of the snapshots, in case their table is lost. Blocking.
+    pub(crate) fn copy_snapshots(&self) {
+        let _copying = self.copying.lock().expect("nothing panics under this lock");
+        if let Err(error) = self.directory.copy_snapshots() {
+            tracing::warn!(volume = %self.name, "the names of the snapshots cannot be copied: {error}");
+        }
     }
 
     /// What is open.
@@ -120,27 +187,58 @@ impl Volume {
         self.record.as_ref().map(|record| record.id.clone()).unwrap_or_default()
     }
 
-    /// The snapshot of this name.
-    pub(crate) fn snapshot(&self, name: &Name) -> Result<SnapshotInfo, Refusal> {
-        let path = || SnapshotPath { volume: self.name.clone(), snapshot: name.clone() };
-        self.serving()?.engine.snapshot(name.as_str()).ok_or_else(|| Refusal::NoSnapshot(path()))
+    /// All snapshots, the oldest first, whether the volume is served or not. Blocking.
+    pub(crate) fn snapshots(&self) -> Vec<SnapshotInfo> {
+        match (&self.condition, &self.record) {
+            (Condition::Serving(serving), _) => serving.engine.snapshots(),
+            (Condition::Failed(_), Some(record)) => dormant::snapshots(&self.directory, id_bytes(&record.id)),
+            (Condition::Failed(_), None) => Vec::new(),
+        }
     }
 
-    /// Makes everything durable and records a clean stop. Nobody may use the volume any more.
-    pub(crate) async fn close(&self, threads: &DataThreads) -> Result<(), Refusal> {
+    /// The snapshot of this name, whether the volume is served or not. Blocking.
+    pub(crate) fn any_snapshot(&self, name: &Name) -> Result<SnapshotInfo, Refusal> {
+        let found = self.snapshots().into_iter().find(|info| info.name == name.as_str());
+        found.ok_or_else(|| self.no_snapshot(name))
+    }
+
+    /// The snapshot of this name, of a volume that is served.
+    pub(crate) fn snapshot(&self, name: &Name) -> Result<SnapshotInfo, Refusal> {
+        self.serving()?.engine.snapshot(name.as_str()).ok_or_else(|| self.no_snapshot(name))
+    }
+
+    fn no_snapshot(&self, name: &Name) -> Refusal {
+        Refusal::NoSnapshot(SnapshotPath { volume: self.name.clone(), snapshot: name.clone() })
+    }
+
+    /// Makes everything durable and records a clean stop. With the gate held exclusively; nobody may use the volume any more.
+    ///
+    /// # Errors
+    /// Why no clean stop is on record. Requests of the host that still run are one reason: what they write after the record would belie it.
+    pub(crate) async fn close(self: &Arc<Self>, threads: &DataThreads) -> Result<(), Refusal> {
+        self.closed.store(true, Ordering::Release);
         let Condition::Serving(serving) = &self.condition else { return Ok(()) };
+        serving.maintenance.end().await;
+        if self.host_sessions.load(Ordering::Acquire) > 0 {
+            return Err(Refusal::StillRunning(self.name.clone()));
+        }
         let failed = |source| Refusal::Close { volume: self.name.clone(), source };
         let engine = Arc::clone(&serving.engine);
         let closed = threads.run(move || async move { engine.close().await }).await;
         closed.map_err(|_| failed(io::ErrorKind::Interrupted.into()))?.map_err(failed)?;
-        if let Some(record) = &self.record
-            && let Some(identity) = &record.identity
-        {
-            let clean = CleanStop::of(&serving.base, identity.size()).map_err(failed)?;
-            if let Err(error) = self.directory.record_clean_stop(Some(&clean)) {
-                // The next start then knows less of what happens to the base until then.
-                tracing::warn!(volume = %self.name, "what the base looks like cannot be recorded: {error}");
-            }
+        let closed = Arc::clone(self);
+        off_thread(move || closed.record_clean_stop()).await.map_err(failed)
+    }
+
+    /// Puts on record what the base looks like. Blocking.
+    fn record_clean_stop(&self) -> io::Result<()> {
+        self.look_at_base();
+        // What a base has lost is on record already.
+        let Ok(serving) = self.whole() else { return Ok(()) };
+        let clean = CleanStop::of(&serving.base, serving.engine.size())?;
+        if let Err(error) = self.directory.record_clean_stop(Some(&clean)) {
+            // The next start then knows less of what happens to the base until then.
+            tracing::warn!(volume = %self.name, "what the base looks like cannot be recorded: {error}");
         }
         Ok(())
     }
@@ -149,6 +247,11 @@ impl Volume {
     pub(crate) fn connections(&self) -> u64 {
         let readers: u64 = self.readers.lock().expect("nothing panics under this lock").values().sum();
         self.host_sessions.load(Ordering::Acquire) + readers
+    }
+
+    /// How many clients read a snapshot's view.
+    pub(crate) fn readers_of(&self, snapshot: SnapshotId) -> u64 {
+        self.readers.lock().expect("nothing panics under this lock").get(&snapshot).copied().unwrap_or(0)
     }
 
     /// Notes a client, of the host or of a snapshot's view, until the value is dropped.
@@ -169,81 +272,6 @@ impl Volume {
     /// Whether a mover is copying the snapshot.
     pub(crate) fn has_mover(&self, snapshot: SnapshotId) -> bool {
         self.movers.lock().expect("nothing panics under this lock").contains(&snapshot)
-    }
-
-    /// The volume as the control interface describes it.
-    pub(crate) fn describe(&self) -> control::Volume {
-        let record = self.record.as_ref();
-        let mut described = control::Volume {
-            id: self.id(),
-            name: self.name.clone(),
-            state: VolumeState::Failed,
-            reason: None,
-            base: record.map(|record| record.base.clone()).unwrap_or_default(),
-            size: record.and_then(|record| record.identity.as_ref()).map_or(0, |identity| identity.size()),
-            grain: record.map_or(0, |record| record.grain),
-            direct: record.is_some_and(|record| record.direct),
-            generation: record.map_or(0, |record| record.generation),
-            cache: record.map(|record| self.directory.cache(record)).unwrap_or_default(),
-            cache_used: 0,
-            cache_file: 0,
-            cache_limit: record.and_then(|record| record.cache_limit),
-            declared: record.is_some_and(|record| record.declared),
-            connections: self.connections(),
-            snapshots: 0,
-        };
-        match &self.condition {
-            Condition::Failed(reason) => described.reason = Some(reason.to_string()),
-            Condition::Serving(serving) => {
-                use std::os::unix::fs::MetadataExt;
-                let statistics = serving.engine.statistics();
-                described.state = VolumeState::Serving;
-                described.size = serving.engine.size();
-                described.cache_used = statistics.originals.bytes;
-                described.cache_file = std::fs::metadata(&serving.cache).map_or(0, |file| file.blocks() * 512);
-                described.snapshots = statistics.snapshots as u64;
-            }
-        }
-        described
-    }
-
-    /// Snapshots as the control interface describes them. Goes through all originals.
-    pub(crate) fn describe_snapshots(&self, infos: &[SnapshotInfo]) -> Vec<control::Snapshot> {
-        let Condition::Serving(serving) = &self.condition else { return Vec::new() };
-        let unique = serving.engine.unique_bytes();
-        infos.iter().filter_map(|info| self.describe_snapshot(serving, info, unique.get(&info.id).copied())).collect()
-    }
-
-    fn describe_snapshot(
-        &self,
-        serving: &Serving,
-        info: &SnapshotInfo,
-        unique: Option<u64>,
-    ) -> Option<control::Snapshot> {
-        let readers = self.readers.lock().expect("nothing panics under this lock").get(&info.id).copied();
-        let reason = broken(&info.state);
-        Some(control::Snapshot {
-            id: info.id.to_string(),
-            volume: self.name.clone(),
-            volume_id: self.id(),
-            name: info.name.parse().ok()?,
-            state: if reason.is_some() { control::SnapshotState::Broken } else { control::SnapshotState::Live },
-            reason,
-            t0_ns: info.created_ns,
-            pause_us: info.pause_ns.div_ceil(1000),
-            size: info.size,
-            grain: serving.engine.grain() as u32,
-            epoch: info.epoch.0,
-            originals: match info.originals {
-                Originals::Keep => control::Originals::Keep,
-                Originals::Release => control::Originals::Release,
-            },
-            captured_bytes: info.captured_bytes,
-            unique_bytes: unique.unwrap_or(0),
-            private: info.private,
-            mover: self.has_mover(info.id),
-            readers: readers.unwrap_or(0),
-        })
     }
 }
 

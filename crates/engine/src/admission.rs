@@ -197,10 +197,12 @@ impl Place {
 impl Lane {
     fn take(&self) -> Option<usize> {
         for (word_index, word) in self.free.iter().enumerate() {
-            let mut free = word.load(Ordering::Relaxed);
+            // Not weaker: a change that waits has counted itself before it looks, one that leaves has freed its place before it looks
+            // for those who wait.
+            let mut free = word.load(Ordering::SeqCst);
             while free != 0 {
                 let bit = free.trailing_zeros();
-                match word.compare_exchange_weak(free, free & !(1 << bit), Ordering::SeqCst, Ordering::Relaxed) {
+                match word.compare_exchange_weak(free, free & !(1 << bit), Ordering::SeqCst, Ordering::SeqCst) {
                     Ok(_) => return Some(word_index * 64 + bit as usize),
                     Err(now) => free = now,
                 }

@@ -1,17 +1,21 @@
 //! The life of snapshots: create, release, end, delete.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::collections::btree_map::Entry;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tzero_block::ByteRange;
-use tzero_io::Storage;
+use tzero_io::{Storage, yield_now};
 use tzero_originals::{
-    Epoch, GrainIndex, MOST_SNAPSHOTS, NAME_BYTES, OriginalCache, Originals, RangeSet, Record, RecordState,
-    ReleasedLog, SnapshotId,
+    Epoch, GrainIndex, MOST_SNAPSHOTS, NAME_BYTES, OnFull, OriginalCache, Originals, RangeLog, RangeSet, Record,
+    RecordState, Sequence, SnapshotId,
 };
 
 use crate::platform::Platform;
 use crate::points::{Event, Planted, Point};
+use crate::save::MOST_LOOKED_AT;
+use crate::scope;
 use crate::snapshots::{Snapshot, SnapshotInfo};
 use crate::volume::{SnapshotError, StateOf, Volume, released_name};
 
@@ -22,13 +26,15 @@ pub struct SnapshotKind {
     pub originals: Originals,
     /// Belongs to one copy and goes with it.
     pub private: bool,
+    /// What gives when the cache is full.
+    pub on_full: OnFull,
 }
 
 impl SnapshotKind {
     /// A user's: keeps everything until it is deleted.
-    pub const KEPT: Self = Self { originals: Originals::Keep, private: false };
+    pub const KEPT: Self = Self { originals: Originals::Keep, private: false, on_full: OnFull::Break };
     /// A copy's own: releases what was captured.
-    pub const PRIVATE: Self = Self { originals: Originals::Release, private: true };
+    pub const PRIVATE: Self = Self { originals: Originals::Release, private: true, on_full: OnFull::Break };
 }
 
 /// Whether `name` may name a snapshot: 1 to 64 letters, digits, `-`, `_`, `.`.
@@ -45,11 +51,42 @@ impl<P: Platform> Volume<P> {
     /// # Errors
     /// When the name is not allowed or taken, there are too many, or the state cannot be written.
     pub async fn create_snapshot(&self, name: &str, kind: SnapshotKind) -> Result<SnapshotInfo, SnapshotError> {
+        self.create_snapshot_of(name, kind, None).await
+    }
+
+    /// [`Self::create_snapshot`] of a part of the volume.
+    ///
+    /// # Errors
+    /// As there, and when a range is empty or not within the volume.
+    pub async fn create_snapshot_of(
+        &self,
+        name: &str,
+        kind: SnapshotKind,
+        scope: Option<&[ByteRange]>,
+    ) -> Result<SnapshotInfo, SnapshotError> {
         if !is_valid_name(name) {
             return Err(SnapshotError::Name);
         }
+        let scope = match scope {
+            Some(ranges) => Some(scope::checked(ranges, self.grains.size()).ok_or(SnapshotError::Scope)?),
+            None => None,
+        };
+        let id = SnapshotId(self.platform.random_id());
+        if let Some(scope) = &scope {
+            scope::store(&self.storage, id, scope).map_err(SnapshotError::State)?;
+        }
         self.platform.point(Point::CreatePrepared).await;
-        let snapshot = self.arm(name, kind)?;
+        let scoped = scope.is_some();
+        let snapshot = match self.arm(id, name, kind, scope) {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                if scoped {
+                    // One that stays is removed at the next start.
+                    let _ = self.storage.remove(&scope::name(id));
+                }
+                return Err(error);
+            }
+        };
         self.platform.point(Point::Create).await;
         // Informational: where it cannot be stored the figure is lost at the next start, not the snapshot.
         let pause = snapshot.pause_ns.get().copied().unwrap_or(0);
@@ -57,8 +94,16 @@ impl<P: Platform> Volume<P> {
         Ok(snapshot.info())
     }
 
-    fn arm(&self, name: &str, kind: SnapshotKind) -> Result<Arc<Snapshot>, SnapshotError> {
+    fn arm(
+        &self,
+        id: SnapshotId,
+        name: &str,
+        kind: SnapshotKind,
+        scope: Option<RangeSet>,
+    ) -> Result<Arc<Snapshot>, SnapshotError> {
+        let outside = scope.as_ref().map(|scope| scope::outside(scope, self.grains)).unwrap_or_default();
         let claims = self.lock();
+        let begun = self.platform.monotonic_ns();
         let all = self.snapshots.all();
         if all.iter().any(|snapshot| snapshot.name == name) {
             return Err(SnapshotError::Taken);
@@ -66,10 +111,9 @@ impl<P: Platform> Volume<P> {
         let slot = (0..MOST_SNAPSHOTS)
             .find(|slot| all.iter().all(|snapshot| snapshot.slot != *slot) && self.table.record(*slot).is_none())
             .ok_or(SnapshotError::TooMany)?;
-        let begun = self.platform.monotonic_ns();
         let epoch = Epoch(self.admission.epoch().0 + 1);
         let record = Record {
-            id: SnapshotId(self.platform.random_id()),
+            id,
             name: name.to_owned(),
             epoch,
             created_ns: self.platform.wall_ns(),
@@ -77,6 +121,8 @@ impl<P: Platform> Volume<P> {
             size: self.grains.size(),
             originals: kind.originals,
             private: kind.private,
+            scoped: scope.is_some(),
+            on_full: kind.on_full,
             broken_at: 0,
             state: RecordState::Live,
         };
@@ -84,22 +130,7 @@ impl<P: Platform> Volume<P> {
         // The epoch first: no later snapshot may ever get the same one, not even if the record's own state is lost.
         self.table.set_epoch(epoch).map_err(SnapshotError::State)?;
         self.table.set_state(slot, RecordState::Live, 0).map_err(SnapshotError::State)?;
-        let snapshot = Arc::new(Snapshot {
-            slot,
-            id: record.id,
-            name: record.name,
-            epoch,
-            created_ns: record.created_ns,
-            pause_ns: OnceLock::new(),
-            size: record.size,
-            originals: kind.originals,
-            private: kind.private,
-            released: RwLock::default(),
-            broken: OnceLock::new(),
-            end: OnceLock::new(),
-            deleted: AtomicBool::new(false),
-            swept: AtomicBool::new(false),
-        });
+        let snapshot = Arc::new(Snapshot::from_record(slot, &record, outside, scope));
         self.snapshots.push(Arc::clone(&snapshot));
         self.pending.arm();
         self.admission.start(epoch);
@@ -125,47 +156,96 @@ impl<P: Platform> Volume<P> {
         if snapshot.originals == Originals::Keep {
             return Ok(());
         }
-        let mut ranges: Vec<_> =
-            ranges.iter().map(|range| self.grains.covered(*range)).filter(|grains| !grains.is_empty()).collect();
-        ranges.sort_unstable_by_key(|grains| grains.start);
-        for grains in ranges {
-            let first = self.grains.range(GrainIndex(grains.start)).start();
-            let range = ByteRange::between(first, self.grains.range(GrainIndex(grains.end - 1)).end());
-            let late = self.platform.planted(Planted::ReleasePersistedAfterClear);
-            if !late {
-                self.record_release(&snapshot, range)?;
+        for range in ranges {
+            let grains = self.grains.covered(*range);
+            if grains.is_empty() {
+                continue;
             }
-            self.platform.point(Point::Capture).await;
-            snapshot.released.write().expect("nothing panics under this lock").insert(range);
-            {
-                let _claims = self.lock();
-                for grain in grains.clone() {
-                    if self.pending.test_filled(grain, false) {
-                        self.clear_unless_needed(grain);
-                    }
-                }
+            let whole = self.grains.range_of(&grains);
+            let missing = snapshot.released.read().expect("nothing panics under this lock").missing(whole);
+            for range in missing {
+                self.release_range(&snapshot, range).await?;
             }
-            self.platform.point(Point::CaptureCleared).await;
-            for grain in grains {
-                self.free_unwanted(GrainIndex(grain), None);
-            }
-            if late {
-                self.record_release(&snapshot, range)?;
-            }
-            self.platform.point(Point::CaptureFreed).await;
         }
         Ok(())
     }
 
-    fn record_release(&self, snapshot: &Snapshot, range: ByteRange) -> Result<(), SnapshotError> {
-        // A deletion removes the log under the same lock: it must not come back.
+    /// Releases whole grains, in pieces: nobody waits for a hold of the volume's lock that is as long as the range.
+    async fn release_range(&self, snapshot: &Snapshot, range: ByteRange) -> Result<(), SnapshotError> {
+        let late = self.platform.planted(Planted::ReleasePersistedAfterClear);
+        if !late {
+            self.record_release(snapshot, range)?;
+        }
+        self.platform.point(Point::Capture).await;
+        snapshot.released.write().expect("nothing panics under this lock").insert(range);
+        let grains = self.grains.covered(range);
+        for piece in pieces(&grains) {
+            self.clear_released(piece);
+            yield_now().await;
+        }
+        self.platform.point(Point::CaptureCleared).await;
+        for piece in pieces(&grains) {
+            self.free_among(piece);
+            yield_now().await;
+        }
+        if late {
+            self.record_release(snapshot, range)?;
+        }
+        self.platform.point(Point::CaptureFreed).await;
+        Ok(())
+    }
+
+    /// Clears the bits of grains that one snapshot has released, unless another needs them.
+    fn clear_released(&self, grains: Range<u64>) {
         let _claims = self.lock();
+        if self.snapshots.none_needs_any(self.grains.range_of(&grains)) {
+            self.pending.clear_all(grains.clone());
+            grains.for_each(|grain| self.platform.observe(Event::BitCleared { grain: GrainIndex(grain) }));
+            return;
+        }
+        let mut next = grains.start;
+        while let Some(grain) = self.pending.first(next..grains.end) {
+            next = grain + 1;
+            if self.pending.test_filled(grain, false) {
+                self.clear_unless_needed(grain);
+            }
+        }
+    }
+
+    /// Frees the originals of some neighbouring grains that nobody needs.
+    fn free_among(&self, grains: Range<u64>) {
+        if self.originals.may_have_any(&grains) {
+            grains.for_each(|grain| self.free_unwanted(GrainIndex(grain), None));
+        }
+    }
+
+    /// What a snapshot has released so far: its bytes of T0 there cannot be had any more. `None` if there is no such snapshot.
+    pub fn released(&self, id: SnapshotId) -> Option<RangeSet> {
+        let snapshot = self.snapshots.find(|snapshot| snapshot.id == id)?;
+        Some(snapshot.released.read().expect("nothing panics under this lock").clone())
+    }
+
+    fn record_release(&self, snapshot: &Snapshot, range: ByteRange) -> Result<(), SnapshotError> {
+        let mut logs = self.released_logs.lock().expect("nothing panics under this lock");
+        // A deletion says so before it removes the log under the same lock: it must not come back.
         if snapshot.deleted.load(Ordering::Acquire) {
             return Err(SnapshotError::Unknown);
         }
-        ReleasedLog::open_or_create(&self.storage, snapshot.id)
-            .and_then(|log| log.append(range))
-            .map_err(SnapshotError::State)
+        let log = match logs.entry(snapshot.id) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(place) => place.insert(
+                RangeLog::open_or_create(&self.storage, &released_name(snapshot.id)).map_err(SnapshotError::State)?,
+            ),
+        };
+        log.append(range).map_err(SnapshotError::State)
+    }
+
+    fn remove_ranges(&self, id: SnapshotId) {
+        let mut logs = self.released_logs.lock().expect("nothing panics under this lock");
+        logs.remove(&id);
+        // They mean nothing without the record; one that stays is removed at the next start.
+        let _ = self.storage.remove(&released_name(id));
+        let _ = self.storage.remove(&scope::name(id));
     }
 
     /// Ends the copy-on-write of a snapshot. What was saved for it so far is retained; it can no longer be read as a view (R35, R36).
@@ -190,15 +270,10 @@ impl<P: Platform> Volume<P> {
         Ok(())
     }
 
-    /// The retained original of a grain for an ended snapshot: `None` says that the copy's own outboard base has it.
-    ///
-    /// # Errors
-    /// When there is no such ended snapshot.
-    pub fn retained(&self, id: SnapshotId, grain: GrainIndex) -> Result<Option<tzero_originals::Entry>, SnapshotError> {
-        let snapshot = self.snapshots.find(|snapshot| snapshot.id == id).ok_or(SnapshotError::Unknown)?;
-        let end = *snapshot.end.get().filter(|_| snapshot.holds()).ok_or(SnapshotError::NotLive)?;
-        let entry = self.originals.resolve(grain, snapshot.epoch).flatten();
-        Ok(entry.filter(|entry| entry.sequence <= end || self.platform.planted(Planted::EndedTakesLaterEntry)))
+    /// The sequence of the newest original that is published. Taken when the last outboard read has completed it is the marker (R34): whatever
+    /// such a read saw of later changes has an original up to it, for an original is published before its change touches the base.
+    pub fn marker(&self) -> Sequence {
+        self.originals.head()
     }
 
     /// Deletes a snapshot, in whatever state; readers of its view get errors. Originals that only it needed are freed before this returns.
@@ -213,33 +288,36 @@ impl<P: Platform> Volume<P> {
             self.table.clear(snapshot.slot).map_err(SnapshotError::State)?;
             snapshot.deleted.store(true, Ordering::Release);
             self.snapshots.remove(id);
-            // The log means nothing without its record; one that stays is removed at the next start.
-            let _ = self.storage.remove(&released_name::<P>(id));
             if !self.snapshots.any_live() {
                 self.pending.disarm();
             }
             snapshot
         };
+        self.remove_ranges(id);
+        self.delivered.forget(id);
         self.platform.point(Point::Delete).await;
         self.sweep(&snapshot).await;
         Ok(())
     }
 
     /// Frees the originals that nobody needs now that `gone` does not.
-    async fn sweep(&self, gone: &Snapshot) {
+    pub(crate) async fn sweep(&self, gone: &Snapshot) {
         let blind = self.platform.planted(Planted::SlotReusedWhileNeeded);
         for part in 0..OriginalCache::<StateOf<P>, P::Cache>::parts() {
             let grains = self.originals.part(part);
             if grains.is_empty() {
                 continue;
             }
-            for grain in grains {
-                if blind {
-                    let serving = self.originals.resolve(grain, gone.epoch).flatten().map(|entry| entry.tag);
-                    let _ = self.originals.free_unwanted(grain, |_, tag| Some(tag) != serving);
-                } else {
-                    self.free_unwanted(grain, None);
+            for some in grains.chunks(MOST_LOOKED_AT) {
+                for grain in some {
+                    if blind {
+                        let serving = self.originals.resolve(*grain, gone.epoch).flatten().map(|entry| entry.tag);
+                        let _ = self.originals.free_unwanted(*grain, |_, tag, _| Some(tag) != serving);
+                    } else {
+                        self.free_unwanted(*grain, None);
+                    }
                 }
+                yield_now().await;
             }
             self.platform.point(Point::Swept).await;
         }
@@ -250,6 +328,8 @@ impl<P: Platform> Volume<P> {
     pub async fn maintain(&self) {
         loop {
             let broke = self.broke.listen();
+            // What cannot be marked now is tried again when the next one breaks, and at the stop.
+            let _ = self.mark_broken();
             for snapshot in self.snapshots.all() {
                 if snapshot.broken.get().is_some() && !snapshot.swept.swap(true, Ordering::AcqRel) {
                     self.sweep(&snapshot).await;
@@ -260,10 +340,8 @@ impl<P: Platform> Volume<P> {
     }
 }
 
-/// What a snapshot has released, as recorded; and whether it can be trusted.
-pub(crate) fn load_released<P: Platform>(storage: &P::Storage, record: &Record) -> std::io::Result<RangeSet> {
-    if record.originals == Originals::Keep || !storage.exists(&released_name::<P>(record.id))? {
-        return Ok(RangeSet::default());
-    }
-    ReleasedLog::open_or_create(storage, record.id)?.load()
+/// Neighbouring grains in pieces that one hold of the volume's lock can take.
+fn pieces(grains: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let end = grains.end;
+    (grains.start..end).step_by(MOST_LOOKED_AT).map(move |start| start..(start + MOST_LOOKED_AT as u64).min(end))
 }

@@ -2,23 +2,23 @@
 //!
 //! # Invariants
 //! 1. A change registers before anything about it is decided, and leaves when its base write is done.
-//! 2. The only error a host sees is its base's.
+//! 2. The only error a host sees is its base's; and, where a snapshot was explicitly made so, that there is no space for its original.
 //! 3. Trim is advice: over pending grains it is not taken, so that it saves nothing and changes nothing.
 //!
 //! A front-end drives every change to its end, even if its client is gone: a change that is dropped half-way would leave while the base write is
 //! still under way.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
 use tzero_block::{BlockDevice, ByteRange, Error, Export, ExportError, ExportInfo, Extent, Fault, Zeroes};
-use tzero_io::Buffer;
+use tzero_io::{Buffer, yield_now};
 use tzero_originals::{Epoch, GrainIndex};
 
 use crate::admission::{Lane, Ticket};
 use crate::platform::Platform;
 use crate::points::{Event, Planted, Point};
+use crate::save::{MOST_LOOKED_AT, MustFail};
 use crate::volume::Volume;
 
 /// Requests of this size are served best, in bytes.
@@ -53,25 +53,28 @@ impl<P: Platform> HostSession<P> {
     }
 
     /// Admits a change and saves what it would destroy. The ticket must live until the base write is done.
-    async fn prepare(&self, range: ByteRange, spare_holes: bool) -> Ticket<'_> {
+    ///
+    /// # Errors
+    /// No space, where a snapshot was made to fail writes: nothing of the change may then reach the base.
+    async fn prepare(&self, range: ByteRange, spare_holes: bool) -> Result<Ticket<'_>, ExportError> {
         let volume = &self.volume;
         if volume.platform.planted(Planted::BitsTestedBeforeRegistering) {
             let pending = volume.pending.any(volume.grains.touched(range));
             volume.platform.point(Point::Arrived).await;
             let ticket = self.admit(range).await;
             if pending {
-                volume.save(range, ticket.tag(), &BTreeSet::new()).await;
+                volume.save(range, ticket.tag(), &[]).await.map_err(|MustFail| ExportError::NoSpace)?;
             }
-            return ticket;
+            return Ok(ticket);
         }
         let ticket = self.admit(range).await;
         volume.platform.point(Point::Admitted).await;
         if volume.pending.any(volume.grains.touched(range)) {
-            let spared = if spare_holes { volume.holes(range, ticket.tag()).await } else { BTreeSet::new() };
-            volume.save(range, ticket.tag(), &spared).await;
+            let spared = if spare_holes { volume.holes(range, ticket.tag()).await } else { Vec::new() };
+            volume.save(range, ticket.tag(), &spared).await.map_err(|MustFail| ExportError::NoSpace)?;
         }
         volume.platform.point(Point::BaseWrite).await;
-        ticket
+        Ok(ticket)
     }
 }
 
@@ -86,7 +89,10 @@ impl<P: Platform> Export for HostSession<P> {
     }
 
     async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), ExportError>) {
-        let ticket = self.prepare(ByteRange::new(offset, buffer.len() as u64), false).await;
+        let ticket = match self.prepare(ByteRange::new(offset, buffer.len() as u64), false).await {
+            Ok(ticket) => ticket,
+            Err(error) => return (buffer, Err(error)),
+        };
         let (buffer, result) = self.volume.base.write(offset, buffer, fua).await;
         self.volume.platform.point(Point::BaseWritten).await;
         drop(ticket);
@@ -97,7 +103,7 @@ impl<P: Platform> Export for HostSession<P> {
         let ticket = if self.volume.platform.planted(Planted::ZeroesNotSaved) {
             self.admit(range).await
         } else {
-            self.prepare(range, true).await
+            self.prepare(range, true).await?
         };
         let result = self.volume.base.write_zeroes(range, zeroes).await;
         self.volume.platform.point(Point::BaseWritten).await;
@@ -108,7 +114,7 @@ impl<P: Platform> Export for HostSession<P> {
     async fn trim(&self, range: ByteRange, fua: bool) -> Result<(), ExportError> {
         let ticket = self.admit(range).await;
         self.volume.platform.point(Point::Admitted).await;
-        for free in self.volume.not_pending(range, ticket.tag()) {
+        for free in self.volume.not_pending(range, ticket.tag()).await {
             self.volume.platform.point(Point::BaseWrite).await;
             self.volume.base.discard(free).await.map_err(host_error)?;
         }
@@ -137,15 +143,16 @@ impl<P: Platform> Volume<P> {
         HostSession::new(Arc::clone(self))
     }
 
-    /// Grains of `range` that are a hole in the base and covered whole: zeroing them changes no byte, so there is nothing to save. The bits stay.
+    /// Runs of grains of `range` that are a hole in the base and covered whole: zeroing them changes no byte, so there is nothing to save.
+    /// The bits stay.
     ///
     /// The answer cannot grow stale in a way that matters: straddlers have landed, a change of the same or a later epoch that puts data there
     /// saves the hole first.
-    async fn holes(&self, range: ByteRange, tag: Epoch) -> BTreeSet<u64> {
+    async fn holes(&self, range: ByteRange, tag: Epoch) -> Vec<Range<u64>> {
         self.admission.landed(range, tag).await;
-        let Ok(extents) = self.base.extents(range).await else { return BTreeSet::new() };
-        let holes: BTreeSet<u64> =
-            extents.iter().filter(|extent| extent.hole).flat_map(|extent| self.grains.covered(extent.range)).collect();
+        let Ok(extents) = self.base.extents(range).await else { return Vec::new() };
+        let holes = extents.iter().filter(|extent| extent.hole).map(|extent| self.grains.covered(extent.range));
+        let holes: Vec<_> = holes.filter(|grains| !grains.is_empty()).collect();
         if !holes.is_empty() {
             self.platform.observe(Event::HoleLeft);
         }
@@ -153,15 +160,46 @@ impl<P: Platform> Volume<P> {
     }
 
     /// What of `range` no snapshot can need from the base, as ranges.
-    fn not_pending(&self, range: ByteRange, tag: Epoch) -> Vec<ByteRange> {
-        let touched = self.grains.touched(range);
-        if !self.pending.any(touched.clone()) || self.platform.planted(Planted::TrimNotHeldBack) {
+    ///
+    /// Found piece by piece, and still true at the end: a snapshot that is created meanwhile waits for this change, and no older one begins
+    /// to need a grain again.
+    async fn not_pending(&self, range: ByteRange, tag: Epoch) -> Vec<ByteRange> {
+        if self.platform.planted(Planted::TrimNotHeldBack) {
             return vec![range];
         }
+        let touched = self.grains.touched(range);
+        let mut held_back = Vec::new();
+        let mut next = touched.start;
+        while let Some(rest) = self.hold_back(next..touched.end, tag, &mut held_back) {
+            next = rest;
+            yield_now().await;
+        }
+        if !held_back.is_empty() {
+            self.platform.observe(Event::TrimHeldBack);
+        }
+        let mut free = Vec::new();
+        let mut start = range.start();
+        for run in held_back {
+            let held =
+                self.grains.range(GrainIndex(run.start)).start()..self.grains.range(GrainIndex(run.end - 1)).end();
+            if start < held.start {
+                free.push(ByteRange::between(start, held.start));
+            }
+            start = held.end;
+        }
+        if start < range.end() {
+            free.push(ByteRange::between(start, range.end()));
+        }
+        free
+    }
+
+    /// Adds the runs of grains that a trim may not have; says where to go on if it was too much for one hold of the lock.
+    fn hold_back(&self, grains: Range<u64>, tag: Epoch, held_back: &mut Vec<Range<u64>>) -> Option<u64> {
         let claims = self.lock();
-        let mut free: Vec<Range<u64>> = Vec::new();
-        let mut held_back = false;
-        for grain in touched {
+        let mut next = grains.start;
+        for _ in 0..MOST_LOOKED_AT {
+            let grain = self.pending.first(next..grains.end)?;
+            next = grain + 1;
             let pending = claims.contains(&grain)
                 || self.pending.test_filled(grain, false)
                     && self.snapshots.any_needing(
@@ -171,23 +209,13 @@ impl<P: Platform> Volume<P> {
                         tag,
                     )
                 || self.admission.straddles(self.grains.range(GrainIndex(grain)), tag);
-            match free.last_mut() {
-                _ if pending => held_back = true,
+            match held_back.last_mut() {
+                _ if !pending => {}
                 Some(last) if last.end == grain => last.end = grain + 1,
-                _ => free.push(grain..grain + 1),
+                _ => held_back.push(grain..grain + 1),
             }
         }
-        drop(claims);
-        if held_back {
-            self.platform.observe(Event::TrimHeldBack);
-        }
-        free.into_iter()
-            .filter_map(|run| {
-                let start = self.grains.range(GrainIndex(run.start)).start();
-                let end = self.grains.range(GrainIndex(run.end - 1)).end();
-                ByteRange::between(start, end).intersection(range)
-            })
-            .collect()
+        (next < grains.end).then_some(next)
     }
 }
 

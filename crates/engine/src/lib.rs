@@ -5,21 +5,28 @@
 
 mod admission;
 mod control;
+mod first;
 mod host;
+mod ladder;
 mod pending;
 mod platform;
 mod points;
 mod recovery;
+mod reuse;
 mod save;
+mod scope;
 mod snapshots;
+mod space;
 mod view;
 mod volume;
 
 pub use control::{SnapshotKind, is_valid_name};
 pub use host::HostSession;
+pub use ladder::{MOST_SLOWED, MoverAtWork, Pressure};
 pub use platform::Platform;
 pub use points::{Event, Planted, Point};
 pub use recovery::{MAP_NAME, TABLE_NAME};
 pub use snapshots::{SnapshotInfo, SnapshotState};
+pub use tzero_originals::OnFull;
 pub use view::View;
 pub use volume::{MapLine, OpenError, Recovered, SnapshotError, Statistics, Volume, VolumeOptions};

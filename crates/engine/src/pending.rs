@@ -49,25 +49,31 @@ impl Pending {
         }
     }
 
-    /// Whether a grain of the range may be pending. The settled path's whole cost: a load for the volume, one for each chunk, one for each
-    /// 64 grains. No lock, no allocation.
+    /// Whether a grain of the range may be pending.
     pub(crate) fn any(&self, grains: Range<u64>) -> bool {
+        self.first(grains).is_some()
+    }
+
+    /// The first grain of the range that may be pending. The settled path's whole cost: a load for the volume, one for each chunk, one for
+    /// each 64 grains. No lock, no allocation.
+    pub(crate) fn first(&self, grains: Range<u64>) -> Option<u64> {
         if self.idle.load(Ordering::Acquire) {
-            return false;
+            return None;
         }
         let armed = self.armed.load(Ordering::Acquire);
         let mut at = grains.start;
         while at < grains.end {
             if self.stamps[(at / CHUNK) as usize].load(Ordering::Acquire) != armed {
-                return true;
+                return Some(at);
             }
             let end = (at / 64 * 64 + 64).min(grains.end);
-            if self.words[(at / 64) as usize].load(Ordering::Acquire) & mask(at, end) != 0 {
-                return true;
+            let set = self.words[(at / 64) as usize].load(Ordering::Acquire) & mask(at, end);
+            if set != 0 {
+                return Some(at / 64 * 64 + u64::from(set.trailing_zeros()));
             }
             at = end;
         }
-        false
+        None
     }
 
     /// Whether the grain may be pending; fills its chunk first. Under the volume's lock.
@@ -82,6 +88,19 @@ impl Pending {
     /// Clears a bit. Under the volume's lock, by a decision made under the same hold of it.
     pub(crate) fn clear(&self, grain: u64) {
         self.words[(grain / 64) as usize].fetch_and(!(1 << (grain % 64)), Ordering::Release);
+    }
+
+    /// Clears the bits of a range, as by [`Self::clear`] for each.
+    pub(crate) fn clear_all(&self, grains: Range<u64>) {
+        let mut at = grains.start;
+        while at < grains.end {
+            if at.is_multiple_of(CHUNK) || at == grains.start {
+                self.fill(at / CHUNK, false);
+            }
+            let end = (at / 64 * 64 + 64).min(grains.end);
+            self.words[(at / 64) as usize].fetch_and(!mask(at, end), Ordering::Release);
+            at = end;
+        }
     }
 
     /// Everything is pending again. Under the volume's lock, before the epoch starts.
@@ -142,6 +161,10 @@ mod tests {
         pending.arm();
         assert!(pending.any(4_000..4_001));
         assert!(pending.test_filled(4_000, false));
+        pending.clear_all(4_000..9_000);
+        assert_eq!(pending.first(4_000..10_000), Some(9_000));
+        assert_eq!(pending.first(3_990..4_010), Some(3_990));
+        assert_eq!(pending.first(4_000..9_000), None);
         pending.disarm();
         assert!(!pending.any(0..10_000));
     }

@@ -1,6 +1,7 @@
 //! What the engine stands on: real in the daemon, virtual in the simulator.
 
 use std::future::{Future, ready};
+use std::time::Duration;
 
 use tzero_block::BlockDevice;
 use tzero_io::Storage;
@@ -24,6 +25,17 @@ pub trait Platform: Send + Sync + 'static {
 
     /// A fresh id.
     fn random_id(&self) -> [u8; 16];
+
+    /// Waits for so many nanoseconds.
+    fn sleep(&self, ns: u64) -> impl Future<Output = ()> {
+        tzero_io::sleep(Duration::from_nanos(ns))
+    }
+
+    /// Longest time in nanoseconds that a host change waits for one write to the cache. A cache that takes longer hangs: its snapshots break,
+    /// the host goes on.
+    fn longest_save(&self) -> u64 {
+        10_000_000_000
+    }
 
     /// A moment at which others may run.
     fn point(&self, _point: Point) -> impl Future<Output = ()> {

@@ -124,6 +124,18 @@ pub enum Planted {
     LastGrainForgotten,
     /// An original that cannot be read from the base is saved as zeroes.
     BadOriginalAsZeroes,
+    /// A mark of a broken snapshot that cannot be stored leaves no trace.
+    LostMarkForgotten,
+    /// A mover that looks at the whole map takes what is published meanwhile.
+    ScanTakesNewer,
+    /// After the largest snapshot broke for want of space, the save it made room for is left out.
+    RoomMadeNotUsed,
+    /// Slots that a write to the cache was given up on are used again while it may still land.
+    HungSlotReused,
+    /// A save ahead of any change breaks snapshots when it fails.
+    AheadBreaks,
+    /// The marker of an outboard copy is taken while its last read is still to come.
+    MarkerTooEarly,
 }
 
 impl Planted {
@@ -148,6 +160,12 @@ impl Planted {
         Self::ViewWithoutLastCheck,
         Self::LastGrainForgotten,
         Self::BadOriginalAsZeroes,
+        Self::LostMarkForgotten,
+        Self::ScanTakesNewer,
+        Self::RoomMadeNotUsed,
+        Self::HungSlotReused,
+        Self::AheadBreaks,
+        Self::MarkerTooEarly,
     ];
 }
 
@@ -227,6 +245,24 @@ pub enum Event {
         /// Why.
         reason: BrokenReason,
     },
+    /// A snapshot broke, and that cannot be put on record yet.
+    MarkLost {
+        /// Which.
+        id: SnapshotId,
+    },
+    /// A grain that its consumer has had was released, for its slot.
+    ReadReleased {
+        /// The grain.
+        grain: GrainIndex,
+    },
+    /// A write to the cache took too long.
+    CacheHangs,
+    /// A first write was slowed down because the cache is nearly full.
+    SlowedDown,
+    /// A first write waits for a mover to make space in the full cache.
+    WaitedForSpace,
+    /// A host's write failed because a snapshot was made so.
+    WriteFailed,
     /// A trim was held back over pending grains.
     TrimHeldBack,
     /// Zeroing a hole saved nothing: nothing changes.

@@ -6,19 +6,25 @@
 //! The steps can be repeated: a death in any of them leaves a state that the same steps take to the same end.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use tzero_block::BlockDevice;
 use tzero_io::{Notify, Storage};
-use tzero_originals::{BrokenReason, Epoch, Grains, ModifiedMap, OriginalCache, RangeSet, RecordState, SnapshotTable};
+use tzero_originals::{
+    BrokenReason, Epoch, Grains, ModifiedMap, OriginalCache, Originals, RangeLog, RangeSet, Record, RecordState,
+    SnapshotTable,
+};
 
 use crate::admission::Admission;
-use crate::control::load_released;
+use crate::ladder::Movers;
 use crate::pending::Pending;
 use crate::platform::Platform;
 use crate::points::Point;
+use crate::reuse::Delivered;
+use crate::scope;
 use crate::snapshots::{Snapshot, Snapshots};
-use crate::volume::{OpenError, Recovered, StateOf, Volume, VolumeOptions, released_name};
+use crate::volume::{OpenError, Recovered, StateOf, Volume, VolumeOptions, WITNESS, WITNESS_LEN, released_name};
 
 /// Name of the modified map in a volume's storage.
 pub const MAP_NAME: &str = "map";
@@ -42,18 +48,21 @@ impl<P: Platform> Volume<P> {
         let grains = Grains::new(options.grain, base.geometry().size).ok_or(OpenError::Grain)?;
         let table = storage.open(TABLE_NAME, SnapshotTable::<StateOf<P>>::LEN).map_err(OpenError::State)?;
         let table = SnapshotTable::create_or_open(table, options.id).map_err(OpenError::Table)?;
-        let map = storage.open(MAP_NAME, ModifiedMap::<StateOf<P>>::NEW_LEN).map_err(OpenError::State)?;
-        let map = ModifiedMap::create_or_open(map, options.grain, options.id).map_err(OpenError::Map)?;
+        let map = storage.open(MAP_NAME, options.map_shape.len()).map_err(OpenError::State)?;
+        let map = ModifiedMap::create_or_open_shaped(map, options.grain, options.id, options.map_shape)
+            .map_err(OpenError::Map)?;
         platform.point(Point::RecoveryOpened).await;
 
-        mark_lost(&table, &options).map_err(OpenError::State)?;
-        let all = load_snapshots::<P>(&table, &storage).map_err(OpenError::State)?;
+        let marks_complete = storage.exists(WITNESS).map_err(OpenError::State)?;
+        mark_lost(&table, &options, marks_complete).map_err(OpenError::State)?;
+        storage.open(WITNESS, WITNESS_LEN).map_err(OpenError::State)?;
+        let all = load_snapshots::<P>(&table, &storage, grains).map_err(OpenError::State)?;
         remove_orphans::<P>(&storage, &all).map_err(OpenError::State)?;
         platform.point(Point::RecoveryMarked).await;
 
         let epoch = all.iter().map(|snapshot| snapshot.epoch).max().unwrap_or(Epoch(0)).max(table.epoch());
         let snapshots = Snapshots::new(all);
-        let wanted = |grain, before, tag| snapshots.any_resolving(grains, grain, before, tag);
+        let wanted = |grain, before, tag, sequence| snapshots.any_resolving(grains, grain, before, tag, sequence);
         let (entries, damaged) = map.scan();
         if !damaged.is_empty() {
             // Which snapshots the lost entries served cannot be known: none is trusted. On record before the entries go.
@@ -87,7 +96,12 @@ impl<P: Platform> Volume<P> {
             admission: Admission::new(epoch),
             pending,
             claims: Mutex::new(BTreeSet::new()),
+            released_logs: Mutex::default(),
             broke: Notify::default(),
+            delivered: Delivered::default(),
+            cache_hangs_until: AtomicU64::new(0),
+            movers: Movers::default(),
+            freed: Notify::default(),
         });
         let recovered = Recovered {
             snapshots: volume.snapshots(),
@@ -99,12 +113,19 @@ impl<P: Platform> Volume<P> {
 }
 
 /// Marks the snapshots that cannot be right any more.
-fn mark_lost<M: tzero_io::Mapping>(table: &SnapshotTable<M>, options: &VolumeOptions) -> std::io::Result<()> {
+fn mark_lost<M: tzero_io::Mapping>(
+    table: &SnapshotTable<M>,
+    options: &VolumeOptions,
+    marks_complete: bool,
+) -> std::io::Result<()> {
     let (boot, clean) = table.boot();
     let reason = if options.base_changed {
         BrokenReason::BaseChanged
     } else if boot != options.boot_id && !clean {
         BrokenReason::PowerLost
+    } else if !marks_complete {
+        // One broke and could not be marked; which is not known.
+        BrokenReason::Damaged
     } else {
         return Ok(());
     };
@@ -119,29 +140,51 @@ fn mark_lost<M: tzero_io::Mapping>(table: &SnapshotTable<M>, options: &VolumeOpt
 fn load_snapshots<P: Platform>(
     table: &SnapshotTable<StateOf<P>>,
     storage: &P::Storage,
+    grains: Grains,
 ) -> std::io::Result<Vec<Snapshot>> {
     let mut all = Vec::new();
     for (slot, mut record) in table.records() {
-        let released = match load_released::<P>(storage, &record) {
-            Ok(released) => released,
+        let ranges = load_ranges(storage, &record, grains);
+        let (outside, scope, released) = match ranges {
+            Ok(ranges) => ranges,
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                // What it has released is not known, so what it still needs is not.
+                // What it has released, or was of, is not known, so what it still needs is not.
                 record.state = RecordState::Broken(BrokenReason::Damaged);
                 table.set_state(slot, record.state, 0)?;
-                RangeSet::default()
+                Default::default()
             }
             Err(error) => return Err(error),
         };
-        all.push(Snapshot::from_record(slot, &record, released));
+        let snapshot = Snapshot::from_record(slot, &record, outside, scope);
+        snapshot.add_released(&released);
+        all.push(snapshot);
     }
     Ok(all)
 }
 
-/// Removes released sets whose snapshot is gone.
+/// What a scope leaves out, the scope, and what has been released, as recorded.
+fn load_ranges<S: Storage>(
+    storage: &S,
+    record: &Record,
+    grains: Grains,
+) -> std::io::Result<(RangeSet, Option<RangeSet>, RangeSet)> {
+    let scope = if record.scoped { Some(scope::load(storage, record.id)?) } else { None };
+    let outside = scope.as_ref().map(|scope| scope::outside(scope, grains)).unwrap_or_default();
+    let name = released_name(record.id);
+    let released = if record.originals == Originals::Release && storage.exists(&name)? {
+        RangeLog::open_or_create(storage, &name)?.load()?
+    } else {
+        RangeSet::default()
+    };
+    Ok((outside, scope, released))
+}
+
+/// Removes released sets and scopes whose snapshot is gone.
 fn remove_orphans<P: Platform>(storage: &P::Storage, all: &[Snapshot]) -> std::io::Result<()> {
-    let kept: Vec<_> = all.iter().map(|snapshot| released_name::<P>(snapshot.id)).collect();
+    let kept: Vec<_> = all.iter().flat_map(|snapshot| [released_name(snapshot.id), scope::name(snapshot.id)]).collect();
     for name in storage.names()? {
-        if name.starts_with("released-") && !kept.contains(&name) {
+        let is_of_one = name.starts_with("released-") || name.starts_with(scope::PREFIX);
+        if is_of_one && !kept.contains(&name) {
             storage.remove(&name)?;
         }
     }

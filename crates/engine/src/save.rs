@@ -16,11 +16,14 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use tzero_block::{BlockDevice, ByteRange};
-use tzero_io::{Buffer, is_zero};
+use tzero_io::{Buffer, is_zero, yield_now};
 use tzero_originals::{BrokenReason, CacheError, Epoch, GrainIndex, Payload};
 
+use crate::first::within;
+use crate::ladder::{Patience, Room};
 use crate::platform::Platform;
 use crate::points::{Event, Planted, Point};
 use crate::volume::Volume;
@@ -28,27 +31,80 @@ use crate::volume::Volume;
 /// Most bytes that are saved together.
 const MOST_BYTES: u64 = 1 << 20;
 
+/// Most grains that are looked at under one hold of the volume's lock: what a host change elsewhere may have to wait for.
+pub(crate) const MOST_LOOKED_AT: usize = 1024;
+
+/// The host's change must fail: a snapshot was made so, and there is no room for its original.
+pub(crate) struct MustFail;
+
+/// Why originals are saved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// A host change would destroy them.
+    Change,
+    /// One may, some day.
+    Ahead,
+}
+
 enum Collected {
-    /// Nothing of the rest is pending.
-    Nothing,
-    /// These grains are claimed; the rest starts at `rest`.
+    /// These grains are claimed, if any; the rest starts at `rest`.
     Claimed { grains: Vec<GrainIndex>, rest: u64 },
     /// The grain `at` has to be waited for.
     Blocked { at: u64 },
 }
 
 impl<P: Platform> Volume<P> {
-    /// Saves what a change with this tag would destroy in `range`, except grains in `spared`.
-    pub(crate) async fn save(&self, range: ByteRange, tag: Epoch, spared: &BTreeSet<u64>) {
+    /// Saves what a change with this tag would destroy in `range`, except grains in the ascending runs of `spared`.
+    ///
+    /// # Errors
+    /// Where a snapshot was made to fail writes rather than break, and there is no room.
+    pub(crate) async fn save(&self, range: ByteRange, tag: Epoch, spared: &[Range<u64>]) -> Result<(), MustFail> {
+        self.slow_down().await;
+        self.save_for(Cause::Change, range, tag, spared).await
+    }
+
+    /// Saves originals of a range before any change asks for them (R14), until the cache is nearly full. The next change there then waits for
+    /// nothing. Says how far it came: where to go on, or the range's end.
+    ///
+    /// What cannot be kept is left as it was: nothing breaks because of it.
+    pub async fn save_ahead(&self, range: ByteRange) -> u64 {
+        // As a change of this moment would: an epoch that begins meanwhile finds an original that does not serve it.
+        let tag = self.admission.epoch();
+        for piece in range.pieces(MOST_BYTES) {
+            if self.pressure().nearly_full {
+                return piece.start();
+            }
+            let pending = self.pending.any(self.grains.touched(piece));
+            // It has no reason to fail: only a change is told that it must.
+            if pending && self.save_for(Cause::Ahead, piece, tag, &[]).await.is_err() {
+                return piece.start();
+            }
+            yield_now().await;
+        }
+        range.end()
+    }
+
+    async fn save_for(
+        &self,
+        cause: Cause,
+        range: ByteRange,
+        tag: Epoch,
+        spared: &[Range<u64>],
+    ) -> Result<(), MustFail> {
         let touched = self.grains.touched(range);
         let mut next = touched.start;
         while next < touched.end {
             match self.collect(next, touched.end, tag, spared) {
-                Collected::Nothing => break,
+                Collected::Claimed { grains, rest } if grains.is_empty() => {
+                    next = rest;
+                    if next < touched.end {
+                        yield_now().await;
+                    }
+                }
                 Collected::Claimed { grains, rest } => {
                     next = rest;
                     let claims = Claims { volume: self, grains: &grains };
-                    self.save_claimed(&grains, tag).await;
+                    self.save_claimed(cause, &grains, tag).await?;
                     drop(claims);
                 }
                 Collected::Blocked { at } => {
@@ -57,19 +113,30 @@ impl<P: Platform> Volume<P> {
                 }
             }
         }
+        Ok(())
     }
 
-    fn collect(&self, from: u64, end: u64, tag: Epoch, spared: &BTreeSet<u64>) -> Collected {
+    fn collect(&self, from: u64, end: u64, tag: Epoch, spared: &[Range<u64>]) -> Collected {
         let most = (MOST_BYTES / self.grains.grain()).max(1) as usize;
         let forget = self.platform.planted(Planted::LastGrainForgotten);
         let mut claims = self.lock();
         let mut grains = Vec::new();
-        for grain in from..end {
-            if spared.contains(&grain) || !self.pending.test_filled(grain, forget) {
+        let mut looked_at = 0;
+        let mut next = from;
+        while let Some(grain) = self.pending.first(next..end) {
+            if let Some(run) =
+                spared.get(spared.partition_point(|run| run.end <= grain)).filter(|run| run.start <= grain)
+            {
+                next = run.end;
                 continue;
             }
-            if grains.len() == most {
+            if grains.len() == most || looked_at == MOST_LOOKED_AT {
                 return self.claim(&mut claims, grains, grain);
+            }
+            looked_at += 1;
+            next = grain + 1;
+            if !self.pending.test_filled(grain, forget) {
+                continue;
             }
             if let Some(blocked) = self.blocked(&claims, grain, tag) {
                 if grains.is_empty() {
@@ -84,7 +151,7 @@ impl<P: Platform> Volume<P> {
                 self.clear_unless_needed(grain);
             }
         }
-        if grains.is_empty() { Collected::Nothing } else { self.claim(&mut claims, grains, end) }
+        self.claim(&mut claims, grains, end)
     }
 
     fn claim(&self, claims: &mut BTreeSet<u64>, grains: Vec<GrainIndex>, rest: u64) -> Collected {
@@ -123,7 +190,7 @@ impl<P: Platform> Volume<P> {
         }
     }
 
-    async fn save_claimed(&self, grains: &[GrainIndex], tag: Epoch) {
+    async fn save_claimed(&self, cause: Cause, grains: &[GrainIndex], tag: Epoch) -> Result<(), MustFail> {
         self.platform.point(Point::Claimed).await;
         if self.platform.planted(Planted::BitClearedBeforeEntry) {
             let _claims = self.lock();
@@ -132,11 +199,32 @@ impl<P: Platform> Volume<P> {
         for run in grains.chunk_by(|before, after| before.0 + 1 == after.0) {
             let originals = self.read_originals(run).await;
             self.platform.point(Point::OriginalRead).await;
-            if let Err(reason) = self.keep(run, tag, originals).await {
-                self.lose(run, tag, reason).await;
+            let mut patience = Patience::default();
+            while let Err(reason) = self.keep(run, tag, &originals).await {
+                let room = match reason {
+                    _ if cause == Cause::Ahead && !self.platform.planted(Planted::AheadBreaks) => break,
+                    BrokenReason::CacheFull => self.make_room(run, tag, &mut patience).await,
+                    _ => Room::None,
+                };
+                match room {
+                    Room::Try if self.platform.planted(Planted::RoomMadeNotUsed) => break,
+                    // It may have been for the one that broke.
+                    Room::Try if run.iter().all(|grain| !self.is_needed(*grain, tag)) => break,
+                    Room::Try => {}
+                    Room::None => {
+                        self.lose(run, tag, reason).await;
+                        break;
+                    }
+                    Room::FailWrite => {
+                        self.platform.observe(Event::WriteFailed);
+                        self.settle_bits(grains).await;
+                        return Err(MustFail);
+                    }
+                }
             }
         }
         self.settle_bits(grains).await;
+        Ok(())
     }
 
     /// The originals of neighbouring grains; `None` where the base cannot be read.
@@ -172,7 +260,7 @@ impl<P: Platform> Volume<P> {
     }
 
     /// Stores the payloads, publishes the entries, indexes them.
-    async fn keep(&self, run: &[GrainIndex], tag: Epoch, originals: Originals) -> Result<(), BrokenReason> {
+    async fn keep(&self, run: &[GrainIndex], tag: Epoch, originals: &Originals) -> Result<(), BrokenReason> {
         let start = self.run_range(run).start();
         let mut payloads = Vec::with_capacity(run.len());
         let mut stored = Vec::new();
@@ -198,8 +286,20 @@ impl<P: Platform> Volume<P> {
         let late = self.platform.planted(Planted::PayloadAfterEntry);
         let writes = self.place(&reservation.slots, &stored, &mut payloads);
         if !late && let Err(failed) = self.store(&writes, &originals.bytes).await {
-            self.originals.cancel(reservation);
-            return Err(failed);
+            return match failed {
+                NotStored::Failed(reason) => {
+                    self.originals.cancel(reservation);
+                    Err(reason)
+                }
+                NotStored::Hangs if self.platform.planted(Planted::HungSlotReused) => {
+                    self.originals.cancel(reservation);
+                    Err(BrokenReason::SaveFailed)
+                }
+                NotStored::Hangs => {
+                    self.originals.abandon(reservation);
+                    Err(BrokenReason::SaveFailed)
+                }
+            };
         }
         self.platform.point(Point::Payload).await;
         let lines: Vec<_> = run.iter().copied().zip(payloads).collect();
@@ -240,15 +340,24 @@ impl<P: Platform> Volume<P> {
         writes
     }
 
-    async fn store(&self, writes: &[Write], bytes: &[u8]) -> Result<(), BrokenReason> {
+    async fn store(&self, writes: &[Write], bytes: &[u8]) -> Result<(), NotStored> {
         for write in writes {
+            let now = self.platform.monotonic_ns();
+            if now < self.cache_hangs_until.load(Ordering::Relaxed) {
+                // It has just cost one change its patience: the next are not to pay for it, too.
+                return Err(NotStored::Failed(BrokenReason::SaveFailed));
+            }
             let buffer = Buffer::copy_of(&bytes[write.bytes.clone()]);
-            let (_, result) = self.originals.store(write.slot, buffer).await;
-            result.map_err(
-                |error| {
-                    if error.is_no_space() { BrokenReason::CacheFull } else { BrokenReason::SaveFailed }
-                },
-            )?;
+            let limit = self.platform.longest_save();
+            let stored = within(self.originals.store(write.slot, buffer), self.platform.sleep(limit)).await;
+            let Some((_, result)) = stored else {
+                self.platform.observe(Event::CacheHangs);
+                self.cache_hangs_until.store(self.platform.monotonic_ns() + limit, Ordering::Relaxed);
+                return Err(NotStored::Hangs);
+            };
+            result.map_err(|error| {
+                NotStored::Failed(if error.is_no_space() { BrokenReason::CacheFull } else { BrokenReason::SaveFailed })
+            })?;
         }
         Ok(())
     }
@@ -304,10 +413,13 @@ impl<P: Platform> Volume<P> {
 
     /// Frees the originals of a grain that no snapshot resolves to.
     pub(crate) fn free_unwanted(&self, grain: GrainIndex, event: Option<Event>) {
-        let wanted = |before, tag| self.snapshots.any_resolving(self.grains, grain, before, tag);
+        let wanted = |before, tag, sequence| self.snapshots.any_resolving(self.grains, grain, before, tag, sequence);
         // Where the map cannot be written the originals stay: space is lost, nothing else.
         for cache_offset in self.originals.free_unwanted(grain, wanted).unwrap_or_default() {
             self.platform.observe(Event::Freed { grain, cache_offset });
+            if cache_offset.is_some() && self.movers.load(Ordering::Relaxed) > 0 {
+                self.freed.notify_all();
+            }
             if let Some(event) = event {
                 self.platform.observe(event);
             }
@@ -319,6 +431,14 @@ impl<P: Platform> Volume<P> {
 struct Write {
     slot: u64,
     bytes: Range<usize>,
+}
+
+/// Why payloads are not in the cache.
+enum NotStored {
+    /// A write failed.
+    Failed(BrokenReason),
+    /// A write takes too long, and may land at any time.
+    Hangs,
 }
 
 struct Originals {

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use tzero_block::ByteRange;
 use tzero_originals::{
-    BrokenReason, Epoch, GrainIndex, Grains, Originals, RangeSet, Record, RecordState, Sequence, SnapshotId,
+    BrokenReason, Epoch, GrainIndex, Grains, OnFull, Originals, RangeSet, Record, RecordState, Sequence, SnapshotId,
     SnapshotRef,
 };
 
@@ -20,9 +20,17 @@ pub(crate) struct Snapshot {
     pub(crate) size: u64,
     pub(crate) originals: Originals,
     pub(crate) private: bool,
-    /// Ranges that are not needed any more; recorded before they come here.
+    /// What it is of; `None`: the whole volume.
+    pub(crate) scope: Option<RangeSet>,
+    /// What gives when the cache is full.
+    pub(crate) on_full: OnFull,
+    /// Ranges that are not needed: outside the scope from the beginning, later what was released, which is recorded before it comes here.
     pub(crate) released: RwLock<RangeSet>,
+    /// Bytes outside the scope.
+    outside_bytes: u64,
     pub(crate) broken: OnceLock<(BrokenReason, u64)>,
+    /// It is broken and that is not on record yet.
+    pub(crate) unmarked: AtomicBool,
     pub(crate) end: OnceLock<Sequence>,
     pub(crate) deleted: AtomicBool,
     /// It is broken and its originals were freed.
@@ -30,19 +38,24 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(crate) fn from_record(slot: u32, record: &Record, released: RangeSet) -> Self {
+    /// `outside` is what a scope leaves out; see [`crate::scope::outside`].
+    pub(crate) fn from_record(slot: u32, record: &Record, outside: RangeSet, scope: Option<RangeSet>) -> Self {
         let snapshot = Self {
             slot,
             id: record.id,
             name: record.name.clone(),
             epoch: record.epoch,
             created_ns: record.created_ns,
-            pause_ns: OnceLock::from(record.pause_ns),
+            pause_ns: if record.pause_ns == 0 { OnceLock::new() } else { OnceLock::from(record.pause_ns) },
             size: record.size,
             originals: record.originals,
             private: record.private,
-            released: RwLock::new(released),
+            scope,
+            on_full: record.on_full,
+            outside_bytes: outside.bytes(),
+            released: RwLock::new(outside),
             broken: OnceLock::new(),
+            unmarked: AtomicBool::new(false),
             end: OnceLock::new(),
             deleted: AtomicBool::new(false),
             swept: AtomicBool::new(false),
@@ -66,8 +79,26 @@ impl Snapshot {
     }
 
     pub(crate) fn has_released(&self, range: ByteRange) -> bool {
-        self.originals == Originals::Release
-            && self.released.read().expect("nothing panics under this lock").overlaps(range)
+        self.may_leave_out() && self.released.read().expect("nothing panics under this lock").overlaps(range)
+    }
+
+    fn has_released_all(&self, range: ByteRange) -> bool {
+        self.may_leave_out() && self.released.read().expect("nothing panics under this lock").contains(range)
+    }
+
+    fn may_leave_out(&self) -> bool {
+        self.originals == Originals::Release || self.scope.is_some()
+    }
+
+    /// Whether it shows all of the range, as far as its scope goes.
+    pub(crate) fn has_in_scope(&self, range: ByteRange) -> bool {
+        self.scope.as_ref().is_none_or(|scope| range.is_empty() || scope.contains(range))
+    }
+
+    /// Adds what was released before a restart.
+    pub(crate) fn add_released(&self, released: &RangeSet) {
+        let mut all = self.released.write().expect("nothing panics under this lock");
+        released.iter().for_each(|range| all.insert(range));
     }
 
     /// Whether its *needed* set has the grain.
@@ -93,7 +124,9 @@ impl Snapshot {
             originals: self.originals,
             private: self.private,
             state,
-            captured_bytes: self.released.read().expect("nothing panics under this lock").bytes(),
+            scope: self.scope.as_ref().map(|scope| scope.iter().collect()),
+            on_full: self.on_full,
+            captured_bytes: self.released.read().expect("nothing panics under this lock").bytes() - self.outside_bytes,
         }
     }
 }
@@ -137,6 +170,10 @@ pub struct SnapshotInfo {
     pub private: bool,
     /// What it is now.
     pub state: SnapshotState,
+    /// What it is of, ascending; `None`: the whole volume.
+    pub scope: Option<Vec<ByteRange>>,
+    /// What gives when the cache is full.
+    pub on_full: OnFull,
     /// Bytes that its consumer has captured and it has released.
     pub captured_bytes: u64,
 }
@@ -204,10 +241,30 @@ impl Snapshots {
         })
     }
 
-    /// Whether some snapshot resolves to the original of a grain with this tag, the one before it having the tag `before`.
-    pub(crate) fn any_resolving(&self, grains: Grains, grain: GrainIndex, before: Option<Epoch>, tag: Epoch) -> bool {
+    /// Whether no live snapshot needs a byte of the range, whatever is saved.
+    pub(crate) fn none_needs_any(&self, range: ByteRange) -> bool {
+        self.0
+            .read()
+            .expect("nothing panics under this lock")
+            .iter()
+            .all(|snapshot| !snapshot.is_live() || range.start() >= snapshot.size || snapshot.has_released_all(range))
+    }
+
+    /// Whether some snapshot resolves to the original of a grain with this tag and sequence, the one before it having the tag `before`.
+    /// Of what came after its end an ended snapshot has no use.
+    pub(crate) fn any_resolving(
+        &self,
+        grains: Grains,
+        grain: GrainIndex,
+        before: Option<Epoch>,
+        tag: Epoch,
+        sequence: Sequence,
+    ) -> bool {
         self.0.read().expect("nothing panics under this lock").iter().any(|snapshot| {
-            is_between(snapshot.epoch, before, tag) && snapshot.holds() && snapshot.needs(grains, grain)
+            is_between(snapshot.epoch, before, tag)
+                && snapshot.holds()
+                && snapshot.end.get().is_none_or(|end| sequence <= *end)
+                && snapshot.needs(grains, grain)
         })
     }
 }

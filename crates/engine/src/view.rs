@@ -57,7 +57,7 @@ impl<P: Platform> View<P> {
     }
 
     fn check(&self, range: ByteRange) -> Result<(), ExportError> {
-        let good = self.snapshot.is_live() && !self.snapshot.has_released(range);
+        let good = self.snapshot.is_live() && self.snapshot.has_in_scope(range) && !self.snapshot.has_released(range);
         if good { Ok(()) } else { Err(ExportError::Io) }
     }
 

@@ -16,18 +16,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Notify, Storage};
 use tzero_originals::{
-    Grains, MapError, OriginalCache, Originals, OriginalsUse, RecordState, ReleasedLog, SnapshotId, SnapshotTable,
-    TableError,
+    BrokenReason, Grains, MapError, MapShape, OriginalCache, Originals, OriginalsUse, RangeLog, RecordState,
+    SnapshotId, SnapshotTable, TableError,
 };
 
 use crate::admission::Admission;
+use crate::ladder::Movers;
 use crate::pending::Pending;
 use crate::platform::Platform;
+use crate::reuse::Delivered;
 use crate::snapshots::{Snapshot, SnapshotInfo, Snapshots};
 
 pub(crate) type StateOf<P> = <<P as Platform>::Storage as Storage>::Mapping;
@@ -45,6 +48,8 @@ pub struct VolumeOptions {
     pub boot_id: [u8; 16],
     /// The base is not what it was when the daemon stopped: no snapshot can be right.
     pub base_changed: bool,
+    /// How large a new modified map is.
+    pub map_shape: MapShape,
 }
 
 /// Why a volume cannot be opened.
@@ -95,6 +100,8 @@ pub enum SnapshotError {
     TooMany,
     /// It is broken, ended or being deleted.
     NotLive,
+    /// The scope is empty, or not within the volume.
+    Scope,
     /// The state cannot be written.
     State(std::io::Error),
 }
@@ -107,6 +114,7 @@ impl fmt::Display for SnapshotError {
             Self::Name => f.write_str("a name has 1 to 64 letters, digits, '-', '_' or '.'"),
             Self::TooMany => f.write_str("the volume has as many snapshots as it can have"),
             Self::NotLive => f.write_str("the snapshot is broken or has ended"),
+            Self::Scope => f.write_str("a scope must be parts of the volume that are not empty"),
             Self::State(source) => write!(f, "the snapshot's state cannot be written: {source}"),
         }
     }
@@ -171,8 +179,18 @@ pub struct Volume<P: Platform> {
     pub(crate) pending: Pending,
     /// The volume's lock: grains that are being saved.
     pub(crate) claims: Mutex<BTreeSet<u64>>,
+    /// Logs of released ranges, once they are open. No host change ever waits for them.
+    pub(crate) released_logs: Mutex<BTreeMap<SnapshotId, RangeLog<StateOf<P>>>>,
     /// A snapshot has broken.
     pub(crate) broke: Notify,
+    /// Until then, in monotonic nanoseconds, saves fail at once because the cache hangs.
+    pub(crate) cache_hangs_until: AtomicU64,
+    /// What consumers of `release` snapshots have had.
+    pub(crate) delivered: Delivered,
+    /// How many movers are at work.
+    pub(crate) movers: Movers,
+    /// Slots of the cache were freed, or a mover has gone.
+    pub(crate) freed: Notify,
 }
 
 impl<P: Platform> Volume<P> {
@@ -267,29 +285,6 @@ impl<P: Platform> Volume<P> {
         }
     }
 
-    /// Bytes of originals that only one snapshot holds, by snapshot: what deleting it gives back. Goes through all originals.
-    pub fn unique_bytes(&self) -> BTreeMap<SnapshotId, u64> {
-        let snapshots: Vec<_> = self.snapshots.all().into_iter().filter(|snapshot| snapshot.holds()).collect();
-        let mut unique = BTreeMap::new();
-        let mut before = None;
-        for (grain, entry) in self.originals.all() {
-            let after = before.filter(|(other, _)| *other == grain).map(|(_, tag)| tag);
-            before = Some((grain, entry.tag));
-            if !matches!(entry.payload, tzero_originals::Payload::Stored { .. }) {
-                continue;
-            }
-            let first = snapshots.partition_point(|snapshot| after.is_some_and(|after| snapshot.epoch <= after));
-            let mut resolving = snapshots[first..]
-                .iter()
-                .take_while(|snapshot| snapshot.epoch <= entry.tag)
-                .filter(|snapshot| snapshot.needs(self.grains, grain));
-            if let (Some(only), None) = (resolving.next(), resolving.next()) {
-                *unique.entry(only.id).or_default() += self.grains.grain();
-            }
-        }
-        unique
-    }
-
     /// Makes everything durable and records a clean stop. No session may change anything any more.
     ///
     /// # Errors
@@ -300,10 +295,11 @@ impl<P: Platform> Volume<P> {
         self.cache().flush().await.map_err(failed)?;
         self.originals.sync_map()?;
         for snapshot in self.snapshots.all() {
-            if snapshot.originals == Originals::Release && self.storage.exists(&released_name::<P>(snapshot.id))? {
-                tzero_io::Mapping::sync(&self.storage.open(&released_name::<P>(snapshot.id), 0)?)?;
+            if snapshot.originals == Originals::Release && self.storage.exists(&released_name(snapshot.id))? {
+                tzero_io::Mapping::sync(&self.storage.open(&released_name(snapshot.id), 0)?)?;
             }
         }
+        self.mark_broken()?;
         self.table.sync()?;
         self.storage.sync()?;
         self.platform.point(crate::Point::CloseSynced).await;
@@ -316,17 +312,56 @@ impl<P: Platform> Volume<P> {
     }
 
     /// Marks a snapshot broken: on record first, then for everybody here.
-    pub(crate) fn break_snapshot(&self, snapshot: &Snapshot, reason: tzero_originals::BrokenReason, at: u64) {
-        // The mark needs no space. It can fail only where stores go through `pwrite` and the disk itself fails; the snapshot is then
-        // broken as long as this process lives.
-        let _ = self.table.set_state(snapshot.slot, RecordState::Broken(reason), at);
+    ///
+    /// The mark needs no space. Where stores go through `pwrite` it can fail all the same; then the witness goes, which takes only a
+    /// removal, and the mark is tried again. Without its witness no snapshot is believed after a death.
+    pub(crate) fn break_snapshot(&self, snapshot: &Snapshot, reason: BrokenReason, at: u64) {
+        if snapshot.broken.get().is_some() {
+            return;
+        }
+        if self.table.set_state(snapshot.slot, RecordState::Broken(reason), at).is_err() {
+            let forgotten = self.platform.planted(crate::Planted::LostMarkForgotten);
+            snapshot.unmarked.store(!forgotten, Ordering::Release);
+            let _ = if forgotten { Ok(()) } else { self.storage.remove(WITNESS) };
+            self.platform.observe(crate::Event::MarkLost { id: snapshot.id });
+        }
         if snapshot.broken.set((reason, at)).is_ok() {
             self.platform.observe(crate::Event::Broken { id: snapshot.id, reason });
             self.broke.notify_all();
         }
     }
+
+    /// Puts on record which snapshots are broken, where that failed when they broke.
+    pub(crate) fn mark_broken(&self) -> std::io::Result<()> {
+        let mut marked = false;
+        for snapshot in self.snapshots.all() {
+            if let Some((reason, at)) = snapshot.broken.get()
+                && snapshot.unmarked.load(Ordering::Acquire)
+            {
+                let _claims = self.lock();
+                if !snapshot.deleted.load(Ordering::Acquire) {
+                    self.table.set_state(snapshot.slot, RecordState::Broken(*reason), *at)?;
+                }
+                snapshot.unmarked.store(false, Ordering::Release);
+                marked = true;
+            }
+        }
+        // Only now, and only if nobody has lost a mark meanwhile: the volume's lock is held where one is lost.
+        if marked {
+            let _claims = self.lock();
+            if self.snapshots.all().iter().all(|snapshot| !snapshot.unmarked.load(Ordering::Acquire)) {
+                self.storage.open(WITNESS, WITNESS_LEN)?;
+            }
+        }
+        Ok(())
+    }
 }
 
-pub(crate) fn released_name<P: Platform>(id: SnapshotId) -> String {
-    ReleasedLog::<StateOf<P>>::name(id)
+/// A file that is there as long as every snapshot that broke is marked.
+pub(crate) const WITNESS: &str = "marks-complete";
+pub(crate) const WITNESS_LEN: u64 = 8;
+
+/// Name of the record of what a snapshot has released.
+pub(crate) fn released_name(id: SnapshotId) -> String {
+    format!("released-{id}")
 }

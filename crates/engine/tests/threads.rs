@@ -11,6 +11,7 @@ use std::thread;
 use tzero_block::{Export, FileDevice, Mode};
 use tzero_engine::{Platform, SnapshotKind, Volume, VolumeOptions};
 use tzero_io::{Backend, Buffer, Directory, Runtime};
+use tzero_originals::MapShape;
 
 const GRAIN: usize = 512;
 const WRITERS: usize = 3;
@@ -48,8 +49,14 @@ fn open(directory: &std::path::Path, runtime: &Runtime) -> Arc<Volume<Test>> {
         FileDevice::open(&path, Mode { direct: false, writable: true }).unwrap()
     };
     let (base, cache) = (file("base", COUNT * GRAIN), file("originals", 64 << 20));
-    let options =
-        VolumeOptions { name: "v".into(), id: [1; 16], grain: GRAIN as u32, boot_id: [1; 16], base_changed: false };
+    let options = VolumeOptions {
+        name: "v".into(),
+        id: [1; 16],
+        grain: GRAIN as u32,
+        boot_id: [1; 16],
+        base_changed: false,
+        map_shape: MapShape::DEFAULT,
+    };
     let storage = Directory::new(directory);
     runtime.block_on(Volume::open(Test(AtomicU64::new(1)), base, cache, storage, options)).unwrap().0
 }

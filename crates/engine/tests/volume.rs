@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tzero_block::{Action, ByteRange, Export, ExportError, Faulty, Injected, MemoryDevice, Zeroes};
-use tzero_engine::{Platform, SnapshotKind, SnapshotState, Volume, VolumeOptions};
+use tzero_engine::{OnFull, Platform, SnapshotKind, SnapshotState, Volume, VolumeOptions};
 use tzero_io::{Backend, Buffer, Directory, Runtime};
-use tzero_originals::{BrokenReason, GrainIndex};
+use tzero_originals::{BrokenReason, MapShape};
 
 const GRAIN: u32 = 4096;
 const SIZE: u64 = 20 * 4096 + 1536;
@@ -87,7 +87,14 @@ impl Fixture {
         boot_id: [u8; 16],
         base_changed: bool,
     ) -> (Arc<Volume<Test>>, tzero_engine::Recovered) {
-        let options = VolumeOptions { name: "v".into(), id: [9; 16], grain: GRAIN, boot_id, base_changed };
+        let options = VolumeOptions {
+            name: "v".into(),
+            id: [9; 16],
+            grain: GRAIN,
+            boot_id,
+            base_changed,
+            map_shape: MapShape::DEFAULT,
+        };
         let platform = Test { ids: AtomicU64::new(1) };
         let (base, cache) = (Arc2(self.base.clone()), Arc2(self.cache.clone()));
         Volume::open(platform, base, cache, Directory::new(state), options).await.unwrap()
@@ -283,10 +290,12 @@ fn an_ended_snapshot_keeps_what_it_had() {
         write(&volume, 0, &[1; 4096]).await;
         volume.end_snapshot(snapshot.id).await.unwrap();
         write(&volume, 4096, &[1; 4096]).await;
-        assert!(volume.retained(snapshot.id, GrainIndex(0)).unwrap().is_some());
-        assert!(volume.retained(snapshot.id, GrainIndex(1)).unwrap().is_none());
+        assert_eq!(volume.map_lines("a").unwrap().len(), 1);
         assert!(volume.view("a").is_err());
         assert!(volume.view("b").is_ok());
+        let other = volume.snapshot("b").unwrap().id;
+        volume.delete_snapshot(other).await.unwrap();
+        assert_eq!(volume.statistics().originals.entries, 1, "of what came after its end it has no use");
     });
 }
 
@@ -301,5 +310,134 @@ fn views_refuse_changes() {
         assert_eq!(view.trim(ByteRange::new(0, 512), false).await, Err(ExportError::ReadOnly));
         let zeroed = view.write_zeroes(ByteRange::new(0, 512), Zeroes::default()).await;
         assert_eq!(zeroed, Err(ExportError::ReadOnly));
+    });
+}
+
+#[test]
+fn a_scope_is_all_that_is_saved_and_shown() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        let t0 = fixture.bytes();
+        let scope = [ByteRange::new(5000, 8000), ByteRange::new(SIZE - 10, 10)];
+        volume.create_snapshot_of("a", SnapshotKind::KEPT, Some(&scope)).await.unwrap();
+        write(&volume, 0, &[0xEE; SIZE as usize]).await;
+        // Grains 1 to 3, and the short last.
+        assert_eq!(volume.statistics().originals.entries, 4);
+        let read = async |volume: &Arc<Volume<Test>>, range: ByteRange| {
+            let (buffer, result) =
+                volume.view("a").unwrap().read(range.start(), Buffer::uncleared(range.len() as usize)).await;
+            result.map(|()| buffer.to_vec())
+        };
+        drop(volume);
+        let volume = fixture.open().await;
+        assert_eq!(volume.snapshot("a").unwrap().scope.as_deref(), Some(&scope[..]), "it survives");
+        assert_eq!(read(&volume, scope[0]).await.unwrap(), &t0[5000..13_000]);
+        assert_eq!(read(&volume, scope[1]).await.unwrap(), &t0[SIZE as usize - 10..]);
+        for outside in [ByteRange::new(4999, 2), ByteRange::new(12_999, 2), ByteRange::new(60_000, 1)] {
+            assert_eq!(read(&volume, outside).await, Err(ExportError::Io), "{outside}");
+        }
+        let bad = [ByteRange::new(SIZE - 1, 2)];
+        let error = volume.create_snapshot_of("b", SnapshotKind::KEPT, Some(&bad)).await.unwrap_err();
+        assert!(matches!(error, tzero_engine::SnapshotError::Scope), "{error}");
+    });
+}
+
+#[test]
+fn the_snapshot_that_frees_the_most_breaks_first() {
+    run(async || {
+        let fixture = Fixture::new(6);
+        let volume = fixture.open().await;
+        volume.create_snapshot("small", SnapshotKind::KEPT).await.unwrap();
+        write(&volume, 0, &[1; 2 * 4096]).await;
+        let t0 = fixture.bytes();
+        volume
+            .create_snapshot("large", SnapshotKind { on_full: OnFull::Wait(60_000), ..SnapshotKind::KEPT })
+            .await
+            .unwrap();
+        write(&volume, 0, &[2; 4 * 4096]).await;
+        let broken = |name: &str| matches!(volume.snapshot(name).unwrap().state, SnapshotState::Broken { .. });
+        // Two grains of the first epoch are the small one's own, two of the second the large one's, two are shared.
+        write(&volume, 5 * 4096, &[3; 4096]).await;
+        assert!(broken("small") && !broken("large"), "the one that breaks at once goes before the one that waits");
+        assert!(view(&volume, "large").await.unwrap() == t0);
+        write(&volume, 6 * 4096, &[3; 4 * 4096]).await;
+        assert!(broken("large"), "without a mover nobody waits");
+    });
+}
+
+#[test]
+fn where_writes_are_to_fail_they_do_and_the_snapshot_stands() {
+    run(async || {
+        let fixture = Fixture::new(2);
+        let volume = fixture.open().await;
+        let t0 = fixture.bytes();
+        let kind = SnapshotKind { on_full: OnFull::FailWrites, ..SnapshotKind::KEPT };
+        let snapshot = volume.create_snapshot("a", kind).await.unwrap();
+        write(&volume, 0, &[1; 2 * 4096]).await;
+        let before = fixture.bytes();
+        let session = volume.session();
+        let (_, result) = session.write(2 * 4096, Buffer::copy_of(&[2; 4096]), false).await;
+        assert_eq!(result, Err(ExportError::NoSpace));
+        let result = session.write_zeroes(ByteRange::new(3 * 4096, 4096), Zeroes::default()).await;
+        assert_eq!(result, Err(ExportError::NoSpace));
+        assert!(fixture.bytes() == before, "nothing of a write that failed is there");
+        write(&volume, 0, &[3; 4096]).await;
+        assert!(view(&volume, "a").await.unwrap() == t0);
+        volume.delete_snapshot(snapshot.id).await.unwrap();
+        write(&volume, 2 * 4096, &[2; 4096]).await;
+    });
+}
+
+#[test]
+fn with_a_mover_at_work_a_write_waits_for_its_space() {
+    run(async || {
+        let fixture = Fixture::new(2);
+        let volume = fixture.open().await;
+        let t0 = fixture.bytes();
+        let kind = SnapshotKind { on_full: OnFull::Wait(60_000), ..SnapshotKind::PRIVATE };
+        let snapshot = volume.create_snapshot("a", kind).await.unwrap();
+        let at_work = volume.mover_at_work();
+        write(&volume, 0, &[1; 2 * 4096]).await;
+        assert!(volume.pressure().nearly_full);
+        let writer = tzero_io::spawn({
+            let volume = Arc::clone(&volume);
+            async move { write(&volume, 2 * 4096, &[2; 4096]).await }
+        });
+        tzero_io::sleep(std::time::Duration::from_millis(100)).await;
+        assert_eq!(fixture.bytes()[2 * 4096..3 * 4096], t0[2 * 4096..3 * 4096], "it waits");
+        volume.release(snapshot.id, &[ByteRange::new(0, 4096)]).await.unwrap();
+        writer.await;
+        assert_eq!(volume.snapshot("a").unwrap().state, SnapshotState::Live);
+        drop(at_work);
+        write(&volume, 3 * 4096, &[2; 4096]).await;
+        assert!(matches!(volume.snapshot("a").unwrap().state, SnapshotState::Broken { .. }), "nobody makes space now");
+    });
+}
+
+#[test]
+fn what_was_delivered_gives_its_slots_when_they_are_wanted_and_not_before() {
+    run(async || {
+        let fixture = Fixture::new(3);
+        let volume = fixture.open().await;
+        let t0 = fixture.bytes();
+        let kind = SnapshotKind { private: false, ..SnapshotKind::PRIVATE };
+        let snapshot = volume.create_snapshot("a", kind).await.unwrap();
+        write(&volume, 0, &[1; 3 * 4096]).await;
+        // All of the first two grains, half of the third.
+        volume.mark_read(snapshot.id, &[ByteRange::new(0, 2 * 4096 + 2048)]).unwrap();
+        let states: Vec<_> = volume.map_lines("a").unwrap().iter().map(|line| line.read).collect();
+        assert_eq!(states, [true, true, false]);
+        assert!(view(&volume, "a").await.unwrap() == t0, "it can be read again as long as no slot is wanted");
+        write(&volume, 4 * 4096, &[1; 4096]).await;
+        let view = volume.view("a").unwrap();
+        for grain in 0..6_u64 {
+            let (bytes, result) = view.read(grain * 4096, Buffer::uncleared(4096)).await;
+            match grain {
+                0 | 1 => assert_eq!(result, Err(ExportError::Io), "its slot was wanted"),
+                _ => assert!(result.is_ok() && bytes[..] == t0[grain as usize * 4096..][..4096]),
+            }
+        }
+        assert_eq!(volume.snapshot("a").unwrap().state, SnapshotState::Live);
     });
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::allocation;
 use crate::file::fallocate;
 use crate::mapped::MappedFile;
 use crate::storage::Storage;
@@ -33,6 +34,7 @@ impl Directory {
         let unfinished = self.path.join(format!("{UNFINISHED}{name}"));
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+        allocation::write_in_place(&file);
         let made = if len > 0 { fallocate(&file, 0, 0, len) } else { Ok(()) }
             .and_then(|()| fs::rename(&unfinished, self.path.join(name)));
         if made.is_err() {

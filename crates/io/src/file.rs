@@ -2,10 +2,16 @@
 //!
 //! Buffered requests below [`INLINE`] are done at once where the page cache serves them; a thread hop would cost more than the
 //! copy. Everything else goes to the ring; the copying of large buffered requests to the kernel's own workers.
+//!
+//! A device may hang, and what it was given then does not come back. The kernel's workers of a ring are shared by all files of the thread, so
+//! each file has gates in front of them: [`MOST_WORKERS`] requests that are sure to take a worker, [`MOST_REQUESTS`] that take one only
+//! where the device's own queue is full. The reactor allows so many workers that several hung files leave enough for the others
+//! (`WORKERS` there). Where there is no ring, each file has threads of its own ([`mod@crate::blocking`]).
 
 #![allow(unsafe_code)]
 
 use std::fs;
+use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
@@ -13,13 +19,20 @@ use std::sync::Arc;
 
 use io_uring::{opcode, squeue, types};
 
-use crate::blocking::blocking;
+use crate::blocking::Pool;
 use crate::buffer::Buffer;
 use crate::descriptor::{check, check_len};
+use crate::gate::{Gate, Pass};
 use crate::runtime::reactor;
 
 /// Buffered requests of fewer bytes are done on the spot.
 const INLINE: usize = 64 << 10;
+/// Requests of one file at one time, of all threads, that each keep a worker of the kernel busy.
+const MOST_WORKERS: usize = 16;
+/// Calls on ranges that may take long by themselves (zeroing, discarding), of one file at one time: the others find workers and threads.
+const MOST_LONG: usize = 4;
+/// All other requests of one file at one time that the ring is given.
+const MOST_REQUESTS: usize = 256;
 
 /// A stretch of a file, in bytes; or of all of it.
 #[derive(Clone, Copy, Debug)]
@@ -28,17 +41,33 @@ pub(crate) struct Place {
     len: u64,
 }
 
+#[derive(Debug)]
+struct Opened {
+    file: fs::File,
+    pool: Pool,
+    workers: Arc<Gate>,
+    long: Arc<Gate>,
+    requests: Arc<Gate>,
+}
+
 /// An open file or block device. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct File {
-    file: Arc<fs::File>,
+    opened: Arc<Opened>,
     direct: bool,
 }
 
 impl File {
     /// Takes over an open file; `direct` says whether it was opened with `O_DIRECT`.
     pub fn new(file: fs::File, direct: bool) -> Self {
-        Self { file: Arc::new(file), direct }
+        let opened = Opened {
+            file,
+            pool: Pool::default(),
+            workers: Gate::new(MOST_WORKERS),
+            long: Gate::new(MOST_LONG),
+            requests: Gate::new(MOST_REQUESTS),
+        };
+        Self { opened: Arc::new(opened), direct }
     }
 
     /// Whether the page cache is bypassed.
@@ -48,7 +77,57 @@ impl File {
 
     /// The file itself.
     pub fn get(&self) -> &fs::File {
-        &self.file
+        &self.opened.file
+    }
+
+    /// Runs `call` on a thread that may block. The threads are the file's own: should it hang, no other file waits for one. A dropped
+    /// future leaves the call running.
+    ///
+    /// # Panics
+    /// If `call` panics.
+    pub async fn blocking<T: Send + 'static>(&self, call: impl FnOnce(&fs::File) -> T + Send + 'static) -> T {
+        let opened = Arc::clone(&self.opened);
+        self.opened.pool.run(move || call(&opened.file)).await
+    }
+
+    /// The same for a call that may take long by itself: few of a file run at one time, so that short ones find a thread.
+    ///
+    /// # Panics
+    /// If `call` panics.
+    pub async fn blocking_long<T: Send + 'static>(&self, call: impl FnOnce(&fs::File) -> T + Send + 'static) -> T {
+        let long = through(&self.opened.long).await;
+        self.blocking(move |file| {
+            let result = call(file);
+            drop(long);
+            result
+        })
+        .await
+    }
+
+    async fn pass(&self, takes_worker: bool) -> Pass {
+        through(if takes_worker { &self.opened.workers } else { &self.opened.requests }).await
+    }
+
+    /// Submits `entry`, a request on this file that may refer to memory that `resource` owns. Gives `resource` back.
+    ///
+    /// # Safety
+    /// Every address in `entry` stays valid as long as `resource` is not dropped, wherever it is moved. Its descriptor is this file's.
+    unsafe fn submit<R: 'static>(
+        &self,
+        entry: squeue::Entry,
+        resource: R,
+        pass: Pass,
+    ) -> impl Future<Output = (R, io::Result<usize>)> + use<R> {
+        // SAFETY: the caller vouches for the memory; the descriptor is held by the `Arc` beside it.
+        let submitted = unsafe { reactor().submit(entry, (resource, Arc::clone(&self.opened), pass)) };
+        async move {
+            let ((resource, ..), result) = submitted.await;
+            (resource, outcome(result))
+        }
+    }
+
+    fn fd(&self) -> types::Fd {
+        types::Fd(self.get().as_raw_fd())
     }
 
     /// Reads until `buffer` is full or the file ends; gives the count.
@@ -62,27 +141,27 @@ impl File {
             }
         }
         if !reactor().has_ring() {
-            let file = Arc::clone(&self.file);
-            return blocking(move || {
-                let result = read_fully(&file, offset, &mut buffer);
-                (buffer, result)
-            })
-            .await;
+            return self
+                .blocking(move |file| {
+                    let result = read_fully(file, offset, &mut buffer);
+                    (buffer, result)
+                })
+                .await;
         }
         while filled < buffer.len() {
+            let pass = self.pass(!self.flags(buffer.len()).is_empty()).await;
             let entry = opcode::Read::new(
-                types::Fd(self.file.as_raw_fd()),
+                self.fd(),
                 buffer[filled..].as_mut_ptr(),
                 (buffer.len() - filled).min(1 << 30) as u32,
             )
             .offset(offset + filled as u64)
             .build()
             .flags(self.flags(buffer.len()));
-            // SAFETY: the buffer's memory does not move with it, and the descriptor is held by the `Arc` beside it.
-            let submitted = unsafe { reactor().submit(entry, (buffer, Arc::clone(&self.file))) };
-            let ((returned, _), result) = submitted.await;
+            // SAFETY: the buffer's memory does not move with it.
+            let (returned, result) = unsafe { self.submit(entry, buffer, pass) }.await;
             buffer = returned;
-            match outcome(result) {
+            match result {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -95,35 +174,34 @@ impl File {
     /// Writes all of `buffer`; with `durable` it is on the medium when this completes.
     pub async fn write_at(&self, offset: u64, mut buffer: Buffer, durable: bool) -> (Buffer, io::Result<()>) {
         if !self.direct && !durable && buffer.len() < INLINE {
-            let result = self.file.write_all_at(&buffer, offset);
+            let result = self.get().write_all_at(&buffer, offset);
             return (buffer, result);
         }
         if !reactor().has_ring() {
-            let file = Arc::clone(&self.file);
-            return blocking(move || {
-                let result =
-                    file.write_all_at(&buffer, offset).and_then(|()| if durable { file.sync_data() } else { Ok(()) });
-                (buffer, result)
-            })
-            .await;
+            return self
+                .blocking(move |file| {
+                    let written = file.write_all_at(&buffer, offset);
+                    let result = written.and_then(|()| if durable { file.sync_data() } else { Ok(()) });
+                    (buffer, result)
+                })
+                .await;
         }
         let mut written = 0;
         while written < buffer.len() {
-            let mut write = opcode::Write::new(
-                types::Fd(self.file.as_raw_fd()),
-                buffer[written..].as_ptr(),
-                (buffer.len() - written).min(1 << 30) as u32,
-            )
-            .offset(offset + written as u64);
+            // A buffered write that is to be durable waits for the medium: in a worker, or some file systems do it at once.
+            let flags = if self.direct { squeue::Flags::empty() } else { squeue::Flags::ASYNC };
+            let pass = self.pass(!self.direct).await;
+            let mut write =
+                opcode::Write::new(self.fd(), buffer[written..].as_ptr(), (buffer.len() - written).min(1 << 30) as u32)
+                    .offset(offset + written as u64);
             if durable {
                 write = write.rw_flags(libc::RWF_DSYNC);
             }
-            let entry = write.build().flags(self.flags(buffer.len()));
-            // SAFETY: the buffer's memory does not move with it, and the descriptor is held by the `Arc` beside it.
-            let submitted = unsafe { reactor().submit(entry, (buffer, Arc::clone(&self.file))) };
-            let ((returned, _), result) = submitted.await;
+            let entry = write.build().flags(flags);
+            // SAFETY: the buffer's memory does not move with it.
+            let (returned, result) = unsafe { self.submit(entry, buffer, pass) }.await;
             buffer = returned;
-            match outcome(result) {
+            match result {
                 Ok(0) => return (buffer, Err(io::ErrorKind::WriteZero.into())),
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -139,13 +217,13 @@ impl File {
     /// When the device says so.
     pub async fn sync_data(&self) -> io::Result<()> {
         if !reactor().has_ring() {
-            let file = Arc::clone(&self.file);
-            return blocking(move || file.sync_data()).await;
+            return self.blocking(fs::File::sync_data).await;
         }
-        let entry = opcode::Fsync::new(types::Fd(self.file.as_raw_fd())).flags(types::FsyncFlags::DATASYNC).build();
-        // SAFETY: the entry refers to no memory; the descriptor is held by the `Arc`.
-        let (_, result) = unsafe { reactor().submit(entry, Arc::clone(&self.file)) }.await;
-        outcome(result).map(drop)
+        let pass = self.pass(true).await;
+        let entry = opcode::Fsync::new(self.fd()).flags(types::FsyncFlags::DATASYNC).build();
+        // SAFETY: the entry refers to no memory.
+        let ((), result) = unsafe { self.submit(entry, (), pass) }.await;
+        result.map(drop)
     }
 
     /// Makes the range read as zeroes without writing them; `punch` gives the space back, otherwise it stays allocated.
@@ -164,15 +242,15 @@ impl File {
     }
 
     async fn fallocate(&self, mode: i32, place: Place) -> io::Result<()> {
-        let file = Arc::clone(&self.file);
         if !reactor().has_ring() {
-            return blocking(move || fallocate(&file, mode, place.offset, place.len)).await;
+            return self.blocking_long(move |file| fallocate(file, mode, place.offset, place.len)).await;
         }
-        let entry =
-            opcode::Fallocate::new(types::Fd(file.as_raw_fd()), place.len).offset(place.offset).mode(mode).build();
-        // SAFETY: the entry refers to no memory; the descriptor is held by the `Arc`.
-        let (_, result) = unsafe { reactor().submit(entry, file) }.await;
-        outcome(result).map(drop)
+        let long = through(&self.opened.long).await;
+        let pass = self.pass(true).await;
+        let entry = opcode::Fallocate::new(self.fd(), place.len).offset(place.offset).mode(mode).build();
+        // SAFETY: the entry refers to no memory.
+        let (_, result) = unsafe { self.submit(entry, long, pass) }.await;
+        result.map(drop)
     }
 
     /// Where the next data at or after `offset` starts; `None` if there is none up to the end.
@@ -194,7 +272,7 @@ impl File {
     fn seek(&self, offset: u64, whence: i32) -> io::Result<Option<u64>> {
         let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: plain system call on an open descriptor. The file position it moves is used by nobody.
-        let found = unsafe { libc::lseek(self.file.as_raw_fd(), offset, whence) };
+        let found = unsafe { libc::lseek(self.get().as_raw_fd(), offset, whence) };
         match u64::try_from(found) {
             Ok(found) => Ok(Some(found)),
             Err(_) => match io::Error::last_os_error() {
@@ -212,13 +290,20 @@ impl File {
         let vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: one vector over a buffer that is borrowed exclusively during the call.
-        check_len(unsafe { libc::preadv2(self.file.as_raw_fd(), &vector, 1, offset, libc::RWF_NOWAIT) })
+        check_len(unsafe { libc::preadv2(self.get().as_raw_fd(), &vector, 1, offset, libc::RWF_NOWAIT) })
     }
 }
 
 impl AsFd for File {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.get().as_fd()
+    }
+}
+
+async fn through(gate: &Arc<Gate>) -> Pass {
+    match gate.try_enter() {
+        Some(pass) => pass,
+        None => gate.enter().await,
     }
 }
 

@@ -5,29 +5,42 @@
 //!
 //! Deliberately absent: what a volume is. This crate knows bytes, descriptors and time.
 
+mod allocation;
 mod blocking;
 mod buffer;
 mod channel;
+mod connect;
 mod descriptor;
 mod directory;
 mod file;
+mod gate;
 mod lock;
 mod mapped;
 mod reactor;
+mod ring;
 mod runtime;
 mod socket;
 mod storage;
+mod timers;
+mod together;
+mod yielding;
 
 pub mod descriptors;
+pub mod inode;
 pub mod system;
 
+pub use allocation::is_kept as allocation_is_kept;
 pub use blocking::blocking;
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, is_zero};
 pub use channel::{Listen, Notify, Receiver, Sender, channel};
+pub use connect::resolve;
 pub use directory::Directory;
 pub use file::File;
-pub use lock::{LockError, lock_exclusive};
+pub use lock::{LockError, RecordLock, lock_exclusive, record_lock};
 pub use mapped::MappedFile;
-pub use runtime::{Backend, Handle, Runtime, Task, sleep, spawn, timeout};
+pub use runtime::{Backend, Handle, Runtime, Task, spawn};
 pub use socket::{Listener, Stream};
 pub use storage::{Mapping, Storage};
+pub use timers::{sleep, timeout};
+pub use together::together;
+pub use yielding::yield_now;

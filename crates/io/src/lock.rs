@@ -45,3 +45,29 @@ pub fn lock_exclusive(file: &File) -> Result<(), LockError> {
         Err(error) => Err(LockError::Failed(error)),
     }
 }
+
+/// A lock that somebody else has on a file by `fcntl`, as a process or as an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordLock {
+    /// First byte.
+    pub start: u64,
+    /// Length in bytes; 0: to the end of the file, wherever that is.
+    pub len: u64,
+}
+
+/// One of the locks that others have on parts of the file, or on all of it. Takes none.
+///
+/// # Errors
+/// Where the file system has no such locks.
+pub fn record_lock(file: &File) -> io::Result<Option<RecordLock>> {
+    // SAFETY: an all-zero `flock` is a valid value: the whole file, and no process, as locks of open files need.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: an open descriptor and a writable struct. Asking for a write lock needs no right to write.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) })?;
+    if lock.l_type == libc::F_UNLCK as libc::c_short {
+        return Ok(None);
+    }
+    Ok(Some(RecordLock { start: lock.l_start.unsigned_abs(), len: lock.l_len.unsigned_abs() }))
+}

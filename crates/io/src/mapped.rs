@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //! 1. No byte is mapped that is not allocated: `fallocate` comes first, growth included. SIGBUS never.
-//! 2. Where the file system does not promise that a later store into allocated space needs no more of it (copy-on-write
-//!    file systems, network ones), stores go through `pwrite` and the mapping is only read.
+//! 2. Where the file system does not promise that a later store into allocated space needs no more of it (see [`crate::allocation`]),
+//!    stores go through `pwrite` and the mapping is only read.
 //! 3. The mapping never moves: address space is reserved once, growth maps more of it. Readers need no lock.
 //!
 //! Both ways of storing end in the same page cache, so other processes that map the file see either.
@@ -18,16 +18,15 @@ use std::ptr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::allocation;
 use crate::file::fallocate;
 use crate::storage::Mapping;
 
 /// Address space reserved for a file to grow into, in bytes; smaller tries follow.
 const RESERVE: [u64; 3] = [64 << 30, 4 << 30, 256 << 20];
 const PAGE: u64 = 4096;
-
-const EXT_MAGIC: i64 = 0xEF53;
-const XFS_MAGIC: i64 = 0x5846_5342;
-const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// Words that one call writes.
+const AT_ONCE: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
@@ -63,13 +62,15 @@ impl MappedFile {
         if !len.is_multiple_of(8) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the length is not a multiple of 8"));
         }
-        let access = match (writable, keeps_allocation(&file)?) {
+        let access = match (writable, allocation::is_kept(&file)?) {
             (false, _) => Access::ReadOnly,
             (true, true) => Access::Memory,
             (true, false) => Access::Write,
         };
-        if writable && len > 0 {
-            fallocate(&file, 0, 0, len)?;
+        match access {
+            Access::Memory if len > 0 => fallocate(&file, 0, 0, len)?,
+            Access::Write if len > 0 => allocation::make_own(&file, len)?,
+            _ => {}
         }
         let (base, reserved) = reserve(len)?;
         let mapped = Self { file, access, base, reserved, len: AtomicU64::new(0), growing: Mutex::new(()) };
@@ -138,6 +139,23 @@ impl Mapping for MappedFile {
         self.put(offset, word, Ordering::Relaxed)
     }
 
+    fn store_all(&self, offset: u64, words: &[u64]) -> io::Result<()> {
+        if self.access != Access::Write || words.is_empty() {
+            return (offset..).step_by(8).zip(words).try_for_each(|(offset, word)| self.store(offset, *word));
+        }
+        // Both ends checked: all of it lies inside.
+        self.word(offset);
+        self.word(offset + 8 * (words.len() as u64 - 1));
+        for (words, offset) in words.chunks(AT_ONCE).zip((offset..).step_by(8 * AT_ONCE)) {
+            let mut bytes = [0; 8 * AT_ONCE];
+            for (place, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+                *place = word.to_le_bytes();
+            }
+            self.file.write_all_at(&bytes[..8 * words.len()], offset)?;
+        }
+        Ok(())
+    }
+
     fn publish(&self, offset: u64, word: u64) -> io::Result<()> {
         self.put(offset, word, Ordering::Release)
     }
@@ -195,13 +213,4 @@ fn reserve(len: u64) -> io::Result<(*mut u8, u64)> {
         last = io::Error::last_os_error();
     }
     Err(last)
-}
-
-/// Whether a store into allocated space of this file never needs more space.
-fn keeps_allocation(file: &File) -> io::Result<bool> {
-    // SAFETY: an all-zero `statfs` is a valid value to be filled in.
-    let mut status: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: an open descriptor and a writable struct.
-    crate::descriptor::check(unsafe { libc::fstatfs(file.as_raw_fd(), &mut status) })?;
-    Ok(matches!(status.f_type, EXT_MAGIC | XFS_MAGIC | TMPFS_MAGIC))
 }

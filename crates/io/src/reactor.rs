@@ -5,6 +5,7 @@
 //!    resource into the slot, where it stays until the completion.
 //! 2. A slot is freed exactly once: by its future, or by the completion if the future is gone.
 //! 3. The reactor outlives all completions: dropping it waits for them.
+//! 4. A request that was pushed reaches the kernel; see [`Ring`].
 
 #![allow(unsafe_code)]
 
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::descriptor::check;
+use crate::ring::Ring;
 
 const RING_ENTRIES: u32 = 256;
 /// `user_data` of requests that nobody waits for.
@@ -29,6 +31,11 @@ const NOBODY: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
 /// How long a dropped reactor waits for the kernel to finish before it leaks what the kernel may still touch.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Most kernel workers that may block on files at one time on behalf of this thread: a bound against running wild, far above what a
+/// file is let have (see `file.rs`), so that files that hang leave enough for the others. Workers exist only while
+/// requests need them. The second number is meant for sockets and pipes, but a request that is marked to go to a worker at once counts
+/// there whatever its file is.
+const WORKERS: [u32; 2] = [512, 512];
 
 enum Slot {
     Free(usize),
@@ -70,7 +77,7 @@ impl Slots {
 }
 
 enum Engine {
-    Ring(Box<IoUring>),
+    Ring(Box<Ring>),
     Epoll(Epoll),
 }
 
@@ -112,10 +119,16 @@ impl Reactor {
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let _ = ring.submitter().register_iowq_max_workers(&mut [4, 16]);
+        // The kernel's own choice, where it refuses, is lower but works.
+        let _ = ring.submitter().register_iowq_max_workers(&mut WORKERS.clone());
+        Ok(Self::over(ring, wake))
+    }
+
+    fn over(ring: IoUring, wake: OwnedFd) -> Self {
+        let ring = Ring::new(ring);
         let reactor = Self { slots: RefCell::default(), engine: RefCell::new(Engine::Ring(Box::new(ring))), wake };
         reactor.arm_wake();
-        Ok(reactor)
+        reactor
     }
 
     /// A reactor that only knows readiness; file I/O goes to the blocking threads.
@@ -181,14 +194,7 @@ impl Reactor {
     fn push(&self, entry: squeue::Entry) {
         let mut engine = self.engine.borrow_mut();
         let Engine::Ring(ring) = &mut *engine else { unreachable!("only a ring takes entries") };
-        loop {
-            // SAFETY: the callers vouch for the entry's addresses: see `submit`.
-            if unsafe { ring.submission().push(&entry) }.is_ok() {
-                return;
-            }
-            // A full queue: hand it to the kernel, which empties it.
-            let _ = ring.submit();
-        }
+        ring.push(entry);
     }
 
     /// Submits what is queued, waits for a completion up to `wait` (`None`: for ever), and wakes whoever is concerned.
@@ -205,10 +211,8 @@ impl Reactor {
             {
                 let mut engine = self.engine.borrow_mut();
                 let Engine::Ring(ring) = &mut *engine else { unreachable!("called for a ring") };
-                if ring.completion().is_empty() {
-                    enter(ring, wait)?;
-                }
-                for (place, entry) in completed.iter_mut().zip(ring.completion()) {
+                ring.turn(wait)?;
+                for (place, entry) in completed.iter_mut().zip(ring.completions()) {
                     *place = (entry.user_data(), entry.result());
                     count += 1;
                 }
@@ -272,30 +276,6 @@ impl Reactor {
                 }
             }
         }
-    }
-}
-
-fn enter(ring: &mut IoUring, wait: Option<Duration>) -> io::Result<()> {
-    let result = match wait {
-        None => ring.submit_and_wait(1),
-        Some(Duration::ZERO) => {
-            let queued = ring.submission().len() as u32;
-            const GET_EVENTS: u32 = 1;
-            // SAFETY: no argument is passed, and the count is that of the submission queue.
-            unsafe { ring.submitter().enter::<libc::sigset_t>(queued, 0, GET_EVENTS, None) }
-        }
-        Some(wait) => {
-            let time = types::Timespec::new().sec(wait.as_secs()).nsec(wait.subsec_nanos());
-            let arguments = types::SubmitArgs::new().timespec(&time);
-            ring.submitter().submit_with_args(1, &arguments)
-        }
-    };
-    match result {
-        Ok(_) => Ok(()),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN)) => {
-            Ok(())
-        }
-        Err(error) => Err(error),
     }
 }
 
@@ -372,5 +352,34 @@ impl<R: 'static> Drop for Submitted<R> {
                 drop(resource);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_wait_for_a_kernel_that_takes_none() {
+        // A disabled ring refuses every submission.
+        let ring = IoUring::builder().setup_r_disabled().build(8).expect("io_uring is allowed here");
+        // SAFETY: plain system call; the descriptor is new and owned here.
+        let wake = unsafe { OwnedFd::from_raw_fd(check(libc::eventfd(1, libc::EFD_CLOEXEC)).expect("an eventfd")) };
+        let ready = wake.as_raw_fd();
+        let reactor = Rc::new(Reactor::over(ring, wake.try_clone().expect("a duplicate")));
+        let mut requests: Vec<_> =
+            (0..50).map(|_| reactor.readiness(ready, libc::POLLOUT).expect("no call is made")).collect();
+        let refused = reactor.turn(Some(Duration::ZERO)).expect_err("the ring cannot be used");
+        assert_eq!(refused.raw_os_error(), Some(libc::EBADFD));
+        match &mut *reactor.engine.borrow_mut() {
+            Engine::Ring(ring) => ring.enable().expect("it can be enabled"),
+            Engine::Epoll(_) => unreachable!("made above"),
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..100 {
+            reactor.turn(Some(Duration::from_millis(10))).expect("the ring works");
+            requests.retain_mut(|request| Pin::new(request).poll(&mut cx).is_pending());
+        }
+        assert!(requests.is_empty(), "{} requests were forgotten", requests.len());
     }
 }

@@ -2,12 +2,25 @@
 //!
 //! A task never leaves its thread and needs no lock; a waker may be used from any thread. Another thread's wake goes
 //! through a queue and an event descriptor, and costs a system call only while the thread sleeps.
+//!
+//! # Invariants
+//! 1. A wake is followed by a poll that sees everything the waker's thread did before. `queued` says that a poll is due: whoever
+//!    sets it puts the task into a queue, others need not. It is taken back *before* the poll by an exchange that acquires. So a wake that found it set released what
+//!    it had to tell to that exchange, and the poll that follows sees it; a wake that found it clear queues the task again.
+//! 2. A thread does not sleep on mail. Who posts puts the mail in and then takes `sleeping`; who sleeps sets `sleeping` and then looks at the
+//!    mail. The mail's lock orders the two: either the post comes before the look, which then does not sleep, or it finds
+//!    `sleeping` set and writes to the descriptor that ends the sleep.
+//! 3. Between two polls of a task that wakes itself the reactor has a turn, and every task that was ready has run.
+//!
+//! | | wake here | wake elsewhere | take back, poll | look at mail, sleep |
+//! |---|---|---|---|---|
+//! | **wake elsewhere** | one of them queues | one of them queues | (1) | (2) |
 
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
-use std::future::{Future, poll_fn};
+use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::pin::{Pin, pin};
@@ -15,15 +28,18 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::descriptor::check;
 use crate::reactor::Reactor;
+use crate::timers::Timers;
 
 /// Tasks that run between two looks at the kernel's completions.
 const TASKS_PER_TURN: usize = 64;
 /// Identity of the future given to [`Runtime::block_on`].
 const MAIN: usize = usize::MAX;
+/// Identity of no task.
+const NONE: usize = usize::MAX - 1;
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Inner>>> = const { RefCell::new(None) };
@@ -84,7 +100,9 @@ impl Wake for TaskWaker {
             .try_with(|current| {
                 let current = current.borrow();
                 let inner = current.as_ref().filter(|inner| Arc::ptr_eq(&inner.shared, &self.shared))?;
-                inner.ready.borrow_mut().push_back(self.id);
+                // A task that wakes itself yields: it must not come round again before the reactor did.
+                let queue = if inner.running.get() == self.id { &inner.yielded } else { &inner.ready };
+                queue.borrow_mut().push_back(self.id);
                 Some(())
             })
             .ok()
@@ -109,10 +127,13 @@ struct Inner {
     shared: Arc<Shared>,
     reactor: Rc<Reactor>,
     ready: RefCell<VecDeque<usize>>,
+    /// Tasks that woke themselves: ready after the reactor's next turn.
+    yielded: RefCell<VecDeque<usize>>,
+    /// The task that is being polled, or [`NONE`].
+    running: Cell<usize>,
     places: RefCell<Vec<Place>>,
     free: Cell<usize>,
-    timers: RefCell<BTreeMap<(Instant, u64), Waker>>,
-    next_timer: Cell<u64>,
+    timers: Rc<Timers>,
 }
 
 /// One thread's tasks and outstanding I/O. Must be used on the thread that made it.
@@ -142,10 +163,11 @@ impl Runtime {
                 shared,
                 reactor: Rc::new(reactor),
                 ready: RefCell::default(),
+                yielded: RefCell::default(),
+                running: Cell::new(NONE),
                 places: RefCell::default(),
                 free: Cell::new(usize::MAX),
-                timers: RefCell::default(),
-                next_timer: Cell::new(0),
+                timers: Rc::default(),
             }),
         })
     }
@@ -163,7 +185,8 @@ impl Runtime {
     /// Runs `future` to its end, and spawned tasks meanwhile.
     ///
     /// # Panics
-    /// If called inside another `block_on` of this thread, or if the kernel refuses to wait.
+    /// If called inside another `block_on` of this thread. If the kernel does not let the thread wait for its I/O any more: then no request
+    /// of its tasks will ever end, which nothing short of a new process mends. A shortage that may pass is waited out.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         let inner = &self.inner;
         let _entered = Entered::new(Rc::clone(inner));
@@ -178,14 +201,20 @@ impl Runtime {
                     inner.run(id);
                     continue;
                 }
-                main.queued.store(false, Ordering::Release);
-                if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                main.queued.swap(false, Ordering::AcqRel);
+                inner.running.set(MAIN);
+                let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
+                inner.running.set(NONE);
+                if let Poll::Ready(output) = polled {
                     return output;
                 }
             }
             inner.open_mail();
-            let wait = inner.fire_timers();
-            inner.rest(wait).expect("the kernel lets a thread wait for its I/O");
+            let wait = inner.timers.fire();
+            if let Err(error) = inner.rest(wait) {
+                panic!("the kernel does not let this thread wait for its I/O any more: {error}");
+            }
+            inner.ready.borrow_mut().append(&mut inner.yielded.borrow_mut());
         }
     }
 }
@@ -196,7 +225,7 @@ impl Drop for Runtime {
         // Tasks own futures whose drop reaches for the runtime: take them out first.
         let places = std::mem::take(&mut *self.inner.places.borrow_mut());
         drop(places);
-        self.inner.timers.borrow_mut().clear();
+        self.inner.timers.clear();
     }
 }
 
@@ -210,7 +239,9 @@ impl Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        CURRENT.with(|current| *current.borrow_mut() = self.0.take());
+        // Dropped after the borrow: tasks may go with it, and reach for what is current.
+        let left = CURRENT.with(|current| std::mem::replace(&mut *current.borrow_mut(), self.0.take()));
+        drop(left);
     }
 }
 
@@ -240,9 +271,11 @@ impl Inner {
             _ => None,
         };
         let Some(mut task) = taken else { return };
-        task.waker.queued.store(false, Ordering::Release);
+        task.waker.queued.swap(false, Ordering::AcqRel);
         let waker = Waker::from(Arc::clone(&task.waker));
+        self.running.set(id);
         let done = task.future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
+        self.running.set(NONE);
         if done {
             drop(task);
             if let Some(place) = self.places.borrow_mut().get_mut(id) {
@@ -260,25 +293,8 @@ impl Inner {
         mail.spawns.into_iter().for_each(|make| make());
     }
 
-    /// Wakes whoever's time has come; says how long until the next.
-    fn fire_timers(&self) -> Option<Duration> {
-        let mut timers = self.timers.borrow_mut();
-        if timers.is_empty() {
-            return None;
-        }
-        let now = Instant::now();
-        while let Some(first) = timers.first_entry() {
-            let at = first.key().0;
-            if at > now {
-                return Some(at - now);
-            }
-            first.remove().wake();
-        }
-        None
-    }
-
     fn rest(&self, until_timer: Option<Duration>) -> io::Result<()> {
-        if !self.ready.borrow().is_empty() {
+        if !self.ready.borrow().is_empty() || !self.yielded.borrow().is_empty() {
             return self.reactor.turn(Some(Duration::ZERO));
         }
         self.shared.sleeping.store(true, Ordering::SeqCst);
@@ -344,6 +360,14 @@ pub(crate) fn reactor() -> Rc<Reactor> {
     })
 }
 
+/// This thread's timers.
+///
+/// # Panics
+/// Outside a runtime.
+pub(crate) fn timers() -> Rc<Timers> {
+    Rc::clone(&current().timers)
+}
+
 /// Starts a task on this thread's runtime.
 ///
 /// # Panics
@@ -361,55 +385,4 @@ pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
         }
     }));
     Task(joint)
-}
-
-struct Timer {
-    inner: Rc<Inner>,
-    key: (Instant, u64),
-}
-
-impl Future for Timer {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if Instant::now() >= self.key.0 {
-            return Poll::Ready(());
-        }
-        self.inner.timers.borrow_mut().insert(self.key, cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        self.inner.timers.borrow_mut().remove(&self.key);
-    }
-}
-
-/// Resolves after `duration`.
-///
-/// # Panics
-/// Outside a runtime.
-pub async fn sleep(duration: Duration) {
-    let inner = current();
-    let id = inner.next_timer.get();
-    inner.next_timer.set(id + 1);
-    let key = (Instant::now() + duration, id);
-    Timer { inner, key }.await;
-}
-
-/// The output of `future`, or `None` if `duration` passes first; the future is then dropped.
-///
-/// # Panics
-/// Outside a runtime.
-pub async fn timeout<F: Future>(duration: Duration, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut timer = pin!(sleep(duration));
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = future.as_mut().poll(cx) {
-            return Poll::Ready(Some(output));
-        }
-        timer.as_mut().poll(cx).map(|()| None)
-    })
-    .await
 }

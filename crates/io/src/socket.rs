@@ -7,20 +7,19 @@
 
 use std::fs;
 use std::io::{self, IoSlice};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use crate::blocking::blocking;
 use crate::descriptor::check_len;
 use crate::runtime::reactor;
 
 /// Vectors per system call.
 const VECTORS: usize = 256;
 
-async fn ready(socket: &OwnedFd, events: libc::c_short) -> io::Result<()> {
+pub(crate) async fn ready(socket: &OwnedFd, events: libc::c_short) -> io::Result<()> {
     let (_, result) = reactor().readiness(socket.as_raw_fd(), events)?.await;
     if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
 }
@@ -100,25 +99,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Connects to a unix socket.
-    ///
-    /// # Errors
-    /// When nobody listens there.
-    pub async fn connect_unix(path: &Path) -> io::Result<Self> {
-        let path = path.to_owned();
-        let stream = blocking(move || UnixStream::connect(path)).await?;
-        Self::from_unix(stream)
-    }
-
-    /// Connects to a TCP address.
-    ///
-    /// # Errors
-    /// When nobody listens there.
-    pub async fn connect_tcp(address: SocketAddr) -> io::Result<Self> {
-        let stream = blocking(move || TcpStream::connect(address)).await?;
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
-        Ok(Self { socket: stream.into() })
+    pub(crate) fn over(socket: OwnedFd) -> Self {
+        Self { socket }
     }
 
     /// Takes over a connected unix socket.
@@ -130,7 +112,7 @@ impl Stream {
         Ok(Self { socket: stream.into() })
     }
 
-    fn no_delay(&self) {
+    pub(crate) fn no_delay(&self) {
         let on: libc::c_int = 1;
         // SAFETY: the option takes an `int`, given by address and size.
         unsafe {
@@ -176,6 +158,40 @@ impl Stream {
             }
         }
         Ok(())
+    }
+
+    /// Resolves when something has arrived, or the stream has ended.
+    ///
+    /// # Errors
+    /// When the kernel cannot wait for the socket.
+    pub async fn readable(&self) -> io::Result<()> {
+        ready(&self.socket, libc::POLLIN).await
+    }
+
+    /// Sends as much of the slices as the socket's buffer takes, at least a byte of what is not empty; says how many bytes.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        loop {
+            match self.try_send(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready(&self.socket, libc::POLLOUT).await?,
+                other => return other,
+            }
+        }
+    }
+
+    /// Sends what the socket's buffer takes now; says how many bytes.
+    ///
+    /// # Errors
+    /// `WouldBlock` if it takes nothing now, others when the connection breaks.
+    pub fn try_send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        loop {
+            match self.send_some(slices, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
     }
 
     /// Sends all slices in order, with as few system calls as the socket's buffer allows.

@@ -35,6 +35,14 @@ pub trait Mapping: Send + Sync + 'static {
     /// Only where the file is written by `pwrite` (see `MappedFile`).
     fn store(&self, offset: u64, word: u64) -> io::Result<()>;
 
+    /// Consecutive words from `offset` on, each as by [`Mapping::store`]; one system call where a store costs one.
+    ///
+    /// # Errors
+    /// As [`Mapping::store`]; any of the words may then be stored.
+    fn store_all(&self, offset: u64, words: &[u64]) -> io::Result<()> {
+        (offset..).step_by(8).zip(words).try_for_each(|(offset, word)| self.store(offset, *word))
+    }
+
     /// A word whose value makes earlier stores meaningful, with release ordering.
     ///
     /// # Errors

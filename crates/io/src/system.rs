@@ -53,6 +53,12 @@ pub fn random_id() -> [u8; 16] {
     id
 }
 
+/// Ends this process at once with an exit status, whatever its threads are doing: nothing is flushed, nothing is waited for.
+pub fn exit_now(status: u8) -> ! {
+    // SAFETY: plain system call.
+    unsafe { libc::_exit(status.into()) }
+}
+
 /// Ends this process at once as `kill -9` would.
 pub fn kill_self() -> ! {
     // SAFETY: plain system calls.
@@ -166,6 +172,8 @@ pub fn read_ahead(file: &File, offset: u64, len: u64) {
     unsafe { libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED) };
 }
 
+/// Flag for holding what a path leads to without opening it, which never waits.
+pub const HOLD: i32 = libc::O_PATH;
 /// Flag for opening a file past the page cache.
 pub const DIRECT: i32 = libc::O_DIRECT;
 /// Flag for opening a block device that nobody else holds exclusively (a mount, for one).

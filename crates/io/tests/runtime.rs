@@ -1,12 +1,16 @@
 //! Both backends of the runtime do the same.
 
+use std::cell::Cell;
 use std::io::IoSlice;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tzero_io::{Backend, Buffer, File, Listener, Notify, Runtime, Stream, blocking, channel, sleep, spawn, timeout};
+use tzero_io::{
+    Backend, Buffer, File, Listener, Notify, Runtime, Stream, blocking, channel, sleep, spawn, timeout, yield_now,
+};
 
 fn on_both(test: impl Fn(&Runtime)) {
     for backend in [Backend::Ring, Backend::Threads] {
@@ -181,6 +185,54 @@ fn a_dropped_wait_frees_the_socket() {
             drop(server);
             let end = timeout(Duration::from_secs(20), client.recv(&mut [0; 8])).await;
             assert_eq!(end.expect("the end of the stream is seen").unwrap(), 0);
+        });
+    });
+}
+
+#[test]
+fn who_yields_lets_every_other_task_run_once() {
+    on_both(|runtime| {
+        runtime.block_on(async {
+            let ran = Rc::new(Cell::new(0));
+            let others: Vec<_> = (0..200)
+                .map(|_| {
+                    let ran = Rc::clone(&ran);
+                    spawn(async move { ran.set(ran.get() + 1) })
+                })
+                .collect();
+            yield_now().await;
+            assert_eq!(ran.get(), 200);
+            for other in others {
+                other.await;
+            }
+        });
+    });
+}
+
+#[test]
+fn who_yields_in_a_loop_starves_no_completion() {
+    on_both(|runtime| {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = Listener::unix(&directory.path().join("socket")).unwrap();
+        runtime.block_on(async {
+            let client = Stream::connect_unix(&directory.path().join("socket")).await.unwrap();
+            let server = listener.accept().await.unwrap();
+            let received = Rc::new(Cell::new(false));
+            let seen = Rc::clone(&received);
+            let waiter = spawn(async move {
+                server.recv(&mut [0; 1]).await.unwrap();
+                seen.set(true);
+            });
+            yield_now().await;
+            client.send_all(&[IoSlice::new(b"x")]).await.unwrap();
+            // Readiness is there: the reactor's very next turns must find it.
+            let mut rounds = 0;
+            while !received.get() {
+                rounds += 1;
+                assert!(rounds < 10, "completions wait behind a task that yields");
+                yield_now().await;
+            }
+            waiter.await;
         });
     });
 }

@@ -12,7 +12,8 @@
 //!
 //! # Invariants
 //! 1. A client that does not read its replies never keeps its requests from being received until the budget
-//!    is used up; then nothing more is received. It never holds anything that another connection waits for.
+//!    is used up; then nothing more is received. What it holds of the memory of all slows others down and never stops them: see
+//!    [`crate::memory`].
 //! 2. Every request that was started is answered, unless the client is gone or the grace at the end has run out.
 //! 3. Budget of the hot path: no lock, no log line, no allocation for a request that the page cache serves.
 //!
@@ -33,7 +34,7 @@ use crate::contexts::Descriptor;
 use crate::error::{End, Error, Violation};
 use crate::execute::execute;
 use crate::inbox::Inbox;
-use crate::outbox::{Charge, Outbox, Sender};
+use crate::outbox::{Outbox, Sender};
 use crate::reply;
 use crate::request::{Command, Header, Refusal, Terms, check};
 use crate::slots::Slots;
@@ -169,7 +170,7 @@ impl<S: Export> Connection<S> {
                 match check(&header, &self.terms) {
                     Ok(Command::Disconnect) => return Ok(End::Disconnected),
                     Ok(command) => {
-                        let charge = self.charge(command.cost()).await;
+                        let charge = self.outbox.budget.charge(command.cost()).await;
                         let payload = self.payload(&mut inbox, header.payload()).await?;
                         charge.start();
                         start(&header, command, payload).await;
@@ -177,7 +178,7 @@ impl<S: Export> Connection<S> {
                     Err(refusal) => {
                         let payload = u64::from(header.payload());
                         inbox.discard(&self.stream, payload).await.map_err(Error::receive)?;
-                        self.charge(0).await.start();
+                        self.outbox.budget.charge(0).await.start();
                         self.refuse(header.cookie, 0, refusal);
                     }
                 }
@@ -190,13 +191,6 @@ impl<S: Export> Connection<S> {
                 return if inbox.is_empty() { Ok(End::Left) } else { Err(Violation::Truncated.into()) };
             }
         }
-    }
-
-    /// Waits until the budget admits a request, and charges it.
-    async fn charge(&self, cost: usize) -> Charge<'_> {
-        let budget = &self.outbox.budget;
-        poll_fn(|_| if budget.admits(cost) { Poll::Ready(()) } else { Poll::Pending }).await;
-        budget.charge(cost)
     }
 
     async fn payload(&self, inbox: &mut Inbox, len: u32) -> Result<Option<Buffer>, Error> {

@@ -4,8 +4,8 @@
 //! heads stand in one stretch of memory, and only a read's payload is a vector of its own.
 //!
 //! # Invariants
-//! 1. A request is charged before its payload is received or its task starts, and released after its reply was sent (or
-//!    dropped because the client is gone): so [`Budget`] bounds requests, payloads and queued replies alike.
+//! 1. What a request was charged is released after its reply was sent (or dropped because the client is gone): so [`Budget`] bounds
+//!    requests, payloads and queued replies alike.
 //! 2. Bytes of one reply are contiguous on the wire.
 
 use std::cell::{Cell, RefCell};
@@ -13,72 +13,10 @@ use std::io::{self, IoSlice};
 
 use tzero_io::{Buffer, Stream};
 
+use crate::budget::{Budget, Load};
+
 /// Payloads that one system call takes at most.
 const BODIES_PER_SEND: usize = 32;
-
-/// What one connection may have in flight.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    most_requests: usize,
-    most_bytes: usize,
-    requests: Cell<usize>,
-    bytes: Cell<usize>,
-}
-
-impl Budget {
-    pub(crate) fn new(most_requests: usize, most_bytes: usize) -> Self {
-        Self { most_requests, most_bytes, requests: Cell::new(0), bytes: Cell::new(0) }
-    }
-
-    /// Whether a request of `cost` bytes may start. A lone request always may.
-    pub(crate) fn admits(&self, cost: usize) -> bool {
-        let requests = self.requests.get();
-        requests == 0 || (requests < self.most_requests && cost <= self.most_bytes.saturating_sub(self.bytes.get()))
-    }
-
-    /// Charges a request of `cost` bytes. It is released by its reply, or with the value returned here if it never starts.
-    pub(crate) fn charge(&self, cost: usize) -> Charge<'_> {
-        self.requests.set(self.requests.get() + 1);
-        self.bytes.set(self.bytes.get() + cost);
-        Charge { budget: self, load: Load { requests: 1, bytes: cost } }
-    }
-
-    fn release(&self, load: Load) {
-        self.requests.set(self.requests.get() - load.requests);
-        self.bytes.set(self.bytes.get() - load.bytes);
-    }
-
-    /// Whether nothing is in flight.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.requests.get() == 0
-    }
-}
-
-/// A request that was charged and has not started.
-#[must_use = "dropping it releases the request"]
-pub(crate) struct Charge<'a> {
-    budget: &'a Budget,
-    load: Load,
-}
-
-impl Charge<'_> {
-    /// From here on the request's reply releases it.
-    pub(crate) fn start(self) {
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for Charge<'_> {
-    fn drop(&mut self) {
-        self.budget.release(self.load);
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Load {
-    requests: usize,
-    bytes: usize,
-}
 
 /// Replies that leave together.
 #[derive(Default)]
@@ -183,28 +121,16 @@ impl Sender {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
 
-    #[test]
-    fn the_budget_bounds_requests_and_bytes() {
-        let budget = Budget::new(3, 100);
-        assert!(budget.admits(1000), "a lone request always may start");
-        budget.charge(60).start();
-        assert!(budget.admits(40) && !budget.admits(41));
-        let second = budget.charge(10);
-        budget.charge(0).start();
-        assert!(!budget.admits(0), "three are in flight");
-        drop(second);
-        assert!(budget.admits(40) && !budget.admits(41));
-        budget.release(Load { requests: 2, bytes: 60 });
-        assert!(budget.is_idle() && budget.admits(1000));
-    }
+    use super::*;
+    use crate::server::Limits;
 
     #[test]
     fn a_closed_outbox_releases_what_comes_and_what_waits() {
-        let outbox = Outbox::new(Budget::new(8, 100));
-        outbox.budget.charge(5).start();
-        outbox.budget.charge(6).start();
+        let outbox = Outbox::new(Budget::new(&Limits::default(), Arc::default()));
+        outbox.budget.try_charge(5).expect("admitted").start();
+        outbox.budget.try_charge(6).expect("admitted").start();
         outbox.push(5, |head| head.push(1), Some(Buffer::copy_of(b"x")));
         assert!(!outbox.is_empty());
         outbox.close();

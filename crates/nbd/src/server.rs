@@ -1,29 +1,37 @@
 //! All connections of a server, on whatever threads they run.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tzero_block::Exports;
 use tzero_io::{Notify, Stream, timeout};
 
+use crate::budget::Budget;
 use crate::connection::Connection;
 use crate::error::{End, Error};
 use crate::handshake::{Agreed, negotiate};
 use crate::inbox::Inbox;
-use crate::outbox::{Budget, Outbox};
+use crate::memory::Memory;
+use crate::outbox::Outbox;
 use crate::stop::{Stop, Stopped};
 
 /// What clients may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at one time; a further one is closed at once.
+    /// Connections at one time. A further one takes the place of the one that has been shaking hands for the longest time, so that
+    /// who says nothing keeps nobody out; where all others have an export, the further one is closed at once.
     pub connections: usize,
     /// Requests of one connection at one time, unsent replies included. Beyond it nothing is received.
     pub requests: usize,
     /// Payload that one connection may hold in memory, in bytes: of writes in flight, and of reads until they are sent. A
     /// lone request may exceed it, up to the largest payload of 32 MiB.
     pub bytes: usize,
+    /// How much of that a connection may hold whatever the others do, in bytes.
+    pub own: usize,
+    /// Payload that all connections together may hold beyond [`Limits::own`] of each, in bytes. A connection gets no more of it than it leaves
+    /// to others, but a lone request of a connection goes on in any case: it alone may exceed this.
+    pub shared: usize,
     /// Time for the whole handshake.
     pub handshake: Duration,
     /// Time for requests in flight to finish and be answered when a connection ends.
@@ -36,6 +44,8 @@ impl Default for Limits {
             connections: 256,
             requests: 128,
             bytes: 64 << 20,
+            own: 1 << 20,
+            shared: 512 << 20,
             handshake: Duration::from_secs(30),
             grace: Duration::from_secs(5),
         }
@@ -47,6 +57,8 @@ struct Registry {
     stopping: bool,
     next: u64,
     live: HashMap<u64, Arc<Stop>>,
+    /// Those that have no export yet, the oldest first.
+    shaking: BTreeSet<u64>,
 }
 
 /// Serves a set of exports to NBD clients. Listening, accepting and the choice of a thread are the caller's.
@@ -67,6 +79,7 @@ struct Registry {
 pub struct Server<E> {
     exports: E,
     limits: Limits,
+    memory: Arc<Memory>,
     registry: Mutex<Registry>,
     gone: Notify,
 }
@@ -74,7 +87,8 @@ pub struct Server<E> {
 impl<E: Exports> Server<E> {
     /// A server without connections.
     pub fn new(exports: E, limits: Limits) -> Self {
-        Self { exports, limits, registry: Mutex::default(), gone: Notify::default() }
+        let memory = Arc::new(Memory::new(limits.shared));
+        Self { exports, limits, memory, registry: Mutex::default(), gone: Notify::default() }
     }
 
     /// What is served.
@@ -95,6 +109,7 @@ impl<E: Exports> Server<E> {
         let mut inbox = Inbox::new();
         let handshake = timeout(self.limits.handshake, negotiate(&self.exports, &stream, &mut inbox));
         let (session, terms) = match stopped.or(handshake).await {
+            None if registration.was_displaced() => return Err(Error::TooManyConnections),
             None => return Ok(End::Stopped),
             Some(None) => return Err(Error::HandshakeTimeout),
             Some(Some(agreed)) => match agreed? {
@@ -103,7 +118,10 @@ impl<E: Exports> Server<E> {
                 Agreed::Left => return Ok(End::Left),
             },
         };
-        let outbox = Outbox::new(Budget::new(self.limits.requests, self.limits.bytes));
+        if !registration.agree() {
+            return Err(Error::TooManyConnections);
+        }
+        let outbox = Outbox::new(Budget::new(&self.limits, Arc::clone(&self.memory)));
         let connection = Connection::new(stream, session, terms, outbox);
         connection.serve(inbox, &mut stopped, self.limits.grace).await
     }
@@ -146,13 +164,20 @@ impl<E: Exports> Server<E> {
         if registry.stopping {
             return Err(Ok(End::Stopped));
         }
+        let mut displaced = None;
         if registry.live.len() >= self.limits.connections {
-            return Err(Err(Error::TooManyConnections));
+            let oldest = registry.shaking.pop_first().ok_or(Err(Error::TooManyConnections))?;
+            displaced = registry.live.remove(&oldest);
         }
         let id = registry.next;
         registry.next += 1;
         let stop = Arc::new(Stop::default());
         registry.live.insert(id, Arc::clone(&stop));
+        registry.shaking.insert(id);
+        drop(registry);
+        if let Some(displaced) = displaced {
+            displaced.ask();
+        }
         Ok(Registration { server: self, id, stop })
     }
 }
@@ -164,9 +189,25 @@ struct Registration<'a, E: Exports> {
     stop: Arc<Stop>,
 }
 
+impl<E: Exports> Registration<'_, E> {
+    /// The connection has an export: nobody takes its place, unless somebody has already.
+    fn agree(&self) -> bool {
+        self.server.registry().shaking.remove(&self.id)
+    }
+
+    /// Whether somebody else has its place.
+    fn was_displaced(&self) -> bool {
+        !self.server.registry().live.contains_key(&self.id)
+    }
+}
+
 impl<E: Exports> Drop for Registration<'_, E> {
     fn drop(&mut self) {
-        self.server.registry().live.remove(&self.id);
+        {
+            let mut registry = self.server.registry();
+            registry.live.remove(&self.id);
+            registry.shaking.remove(&self.id);
+        }
         self.server.gone.notify_all();
     }
 }

@@ -1,6 +1,6 @@
 //! The numbers of the NBD protocol, and reading big-endian fields out of bytes from outside.
 //!
-//! Names follow the protocol document without its `NBD_` prefixes. Only what this server uses is here.
+//! Names follow the protocol document without its `NBD_` prefixes. Only what is used is here.
 
 /// First eight bytes that a server sends.
 pub(crate) const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -46,7 +46,9 @@ pub(crate) mod option_reply {
     pub(crate) const META_CONTEXT: u32 = 4;
     const ERROR: u32 = 1 << 31;
     pub(crate) const ERR_UNSUP: u32 = ERROR + 1;
+    pub(crate) const ERR_POLICY: u32 = ERROR + 2;
     pub(crate) const ERR_INVALID: u32 = ERROR + 3;
+    pub(crate) const ERR_TLS_REQD: u32 = ERROR + 5;
     pub(crate) const ERR_UNKNOWN: u32 = ERROR + 6;
     pub(crate) const ERR_SHUTDOWN: u32 = ERROR + 7;
     pub(crate) const ERR_TOO_BIG: u32 = ERROR + 9;
@@ -99,10 +101,13 @@ pub(crate) mod command_flag {
 pub(crate) mod chunk {
     /// Flag: the last chunk of its reply.
     pub(crate) const DONE: u16 = 1 << 0;
+    pub(crate) const NONE: u16 = 0;
     pub(crate) const OFFSET_DATA: u16 = 1;
     pub(crate) const OFFSET_HOLE: u16 = 2;
     pub(crate) const BLOCK_STATUS: u16 = 5;
-    pub(crate) const ERROR: u16 = (1 << 15) + 1;
+    /// Bit of every kind that is an error.
+    pub(crate) const IS_ERROR: u16 = 1 << 15;
+    pub(crate) const ERROR: u16 = IS_ERROR + 1;
 }
 
 /// Bits of an extent's status in `base:allocation`.
@@ -146,6 +151,10 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_be_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_be_bytes)
     }
 
     /// Bytes after their 32-bit length.

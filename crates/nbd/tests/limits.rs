@@ -8,13 +8,15 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use support::client::{Client, request};
+use support::client::{Client, info_request, request};
 use support::{Harness, SIZE, eventually, pattern};
 use tzero_block::ByteRange;
 use tzero_nbd::{End, Error, Limits, Violation};
 
 const READ: u16 = 0;
 const WRITE: u16 = 1;
+const TRIM: u16 = 4;
+const WRITE_ZEROES: u16 = 6;
 
 fn connected(harness: &Harness) -> Client {
     let mut client = harness.connect();
@@ -129,6 +131,96 @@ fn a_client_that_stalls_in_a_payload_is_alone() {
     assert_eq!(harness.device.bytes(), vec![9; SIZE]);
 }
 
+/// What requests that are held have in memory.
+fn held_bytes(harness: &Harness, from: u64) -> u64 {
+    harness.device.calls().iter().filter(|call| call.offset >= from).map(|call| call.len).sum()
+}
+
+#[test]
+fn many_stalled_clients_are_bounded_together_and_stop_nobody() {
+    const LEN: u32 = 32 << 10;
+    const CLIENTS: usize = 24;
+    const REQUESTS: u64 = 30;
+    let (own, shared) = (64 << 10, 1 << 20);
+    let half = SIZE as u64 / 2;
+    let harness = Harness::with(pattern(SIZE), Limits { own, shared, ..Limits::default() });
+    harness.device.hold(ByteRange::between(half, SIZE as u64));
+    let bound = shared + CLIENTS * own;
+    let reads: Vec<u8> = (0..REQUESTS).flat_map(|index| request(0, READ, index, half, LEN)).collect();
+    let mut readers: Vec<_> = (0..CLIENTS).map(|_| connected(&harness)).collect();
+    readers.iter_mut().for_each(|client| client.send(&reads));
+    let mut writers: Vec<_> = (0..CLIENTS).map(|_| connected(&harness)).collect();
+    for client in &mut writers {
+        client.send(&request(0, WRITE, 1, 0, LEN));
+        client.send(&[9; 1000]);
+    }
+    // Each has at least what is its own, and some have more.
+    eventually(|| held_bytes(&harness, half) > (CLIENTS * own) as u64);
+
+    let mut live = connected(&harness);
+    settle(&mut live);
+    let held = held_bytes(&harness, half);
+    assert!(held <= bound as u64, "{held} bytes are held, {bound} are allowed");
+    assert_eq!(live.read_simple(0, half as u32), pattern(SIZE)[..half as usize], "a large request goes alone");
+    let many: Vec<u8> = (0..100).flat_map(|index| request(0, READ, index, 512 * index, 512)).collect();
+    live.send(&many);
+    for _ in 0..100 {
+        let (cookie, errno) = live.simple();
+        assert_eq!((live.receive_vec(512), errno), (pattern(SIZE)[512 * cookie as usize..][..512].to_vec(), 0));
+    }
+
+    harness.device.let_go();
+    for client in &mut readers {
+        for _ in 0..REQUESTS {
+            assert_eq!(client.simple().1, 0);
+            assert_eq!(client.receive_vec(LEN as usize), pattern(SIZE)[half as usize..][..LEN as usize]);
+        }
+    }
+    for client in &mut writers {
+        client.send(&vec![9; LEN as usize - 1000]);
+        assert_eq!(client.simple(), (1, 0));
+    }
+    assert_eq!(harness.device.bytes()[..LEN as usize], vec![9; LEN as usize]);
+}
+
+#[test]
+fn a_client_that_reads_no_reply_gives_its_memory_back_when_it_goes() {
+    let limits = Limits { own: 4096, shared: 1 << 20, ..Limits::default() };
+    let harness = Harness::with(pattern(SIZE), limits);
+    let len = 128 << 10;
+    let mut waiting = connected(&harness);
+    for _ in 0..4 {
+        let mut greedy = connected(&harness);
+        stuff(&mut greedy, &|index| request(0, READ, index, 4096, len));
+        drop(greedy);
+        drop(harness.outcome());
+        waiting.send(&(0..8).flat_map(|index| request(0, READ, index, 4096, len)).collect::<Vec<_>>());
+        for _ in 0..8 {
+            assert_eq!(waiting.simple().1, 0);
+            assert_eq!(waiting.receive_vec(len as usize), pattern(SIZE)[4096..][..len as usize]);
+        }
+    }
+}
+
+#[test]
+fn long_requests_without_payload_hold_up_no_other_and_are_bounded() {
+    let harness = Harness::with(pattern(SIZE), Limits { requests: 8, ..Limits::default() });
+    let half = SIZE as u64 / 2;
+    harness.device.hold(ByteRange::between(half, SIZE as u64));
+    let mut client = connected(&harness);
+    for cookie in 0..7 {
+        client.send(&request(0, [TRIM, WRITE_ZEROES][cookie as usize % 2], cookie, 0, SIZE as u32));
+    }
+    // The eighth and many more pass while the others take their time.
+    settle(&mut client);
+    assert_eq!(harness.device.calls().iter().filter(|call| call.len == SIZE as u64).count(), 7);
+    harness.device.let_go();
+    for _ in 0..7 {
+        assert_eq!(client.simple().1, 0);
+    }
+    assert_eq!(harness.device.bytes(), vec![0; SIZE]);
+}
+
 #[test]
 fn connections_are_bounded() {
     let harness = Harness::with(pattern(SIZE), Limits { connections: 2, ..Limits::default() });
@@ -141,6 +233,32 @@ fn connections_are_bounded() {
     let mut third = connected(&harness);
     settle(&mut first);
     settle(&mut third);
+}
+
+#[test]
+fn who_says_nothing_keeps_nobody_out() {
+    let harness = Harness::with(pattern(SIZE), Limits { connections: 3, ..Limits::default() });
+    let mut host = connected(&harness);
+    let mut silent: Vec<Client> = Vec::new();
+    for _ in 0..50 {
+        let mut client = harness.connect();
+        client.greet(3);
+        silent.push(client);
+        if let Some(oldest) = silent.len().checked_sub(3) {
+            silent[oldest].assert_closed();
+            assert!(matches!(harness.outcome(), Err(Error::TooManyConnections)));
+        }
+    }
+    let mut other = connected(&harness);
+    settle(&mut host);
+    settle(&mut other);
+    assert_eq!(harness.server.connections(), 3);
+    silent[48].assert_closed();
+    assert!(matches!(harness.outcome(), Err(Error::TooManyConnections)));
+    assert_eq!(silent[49].outcome(7, &info_request("vol", &[])), 1);
+    settle(&mut silent[49]);
+    harness.connect().assert_closed();
+    assert!(matches!(harness.outcome(), Err(Error::TooManyConnections)), "all others have an export");
 }
 
 #[test]

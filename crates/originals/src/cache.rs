@@ -16,7 +16,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
-use tzero_block::BlockDevice;
+use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Buffer, Mapping};
 
 use crate::entry::{Entry, EntryState, Payload};
@@ -28,6 +28,8 @@ use crate::units::{Epoch, GrainIndex, Grains, Sequence};
 const SHARDS: usize = 64;
 /// Grains that lie together share a shard, so that a request rarely takes two locks.
 const GRAINS_PER_SHARD_STEP: u64 = 4096;
+/// Most bytes of slots whose space is given back at a time.
+const GIVEN_BACK: u64 = 64 << 20;
 
 /// Why an original cannot be kept.
 #[derive(Debug)]
@@ -81,6 +83,8 @@ struct Space {
     slots: Slots,
     positions: Slots,
     head: Sequence,
+    /// Slots are set aside while their space is given back.
+    giving_back: bool,
 }
 
 /// Payloads, entries and their index.
@@ -97,8 +101,9 @@ fn shard_of(grain: GrainIndex) -> usize {
 }
 
 impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
-    /// Takes over the map and the cache's device, and finds what is in them. `wanted` says of every original (grain, the tag
-    /// before it, its tag) whether some snapshot could resolve to it; the others are freed.
+    /// Takes over the map and the cache's device, and finds what is in them. The device's size is the limit for new originals; those that
+    /// are there already may lie past it, and must be readable all the same. `wanted` says of every original (grain, the tag before it, its
+    /// tag, its sequence) whether some snapshot could resolve to it; the others are freed.
     ///
     /// `entries` and `damaged` are what [`ModifiedMap::scan`] found; the damaged ones are freed.
     ///
@@ -110,7 +115,7 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         damaged: Vec<u32>,
         device: D,
         grains: Grains,
-        wanted: impl Fn(GrainIndex, Option<Epoch>, Epoch) -> bool,
+        wanted: impl Fn(GrainIndex, Option<Epoch>, Epoch, Sequence) -> bool,
     ) -> Result<Self, MapError> {
         let limit = device.geometry().size / grains.grain();
         let mut head = map.head();
@@ -127,7 +132,7 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
             let located = Located { tag: entry.tag, position };
             let before = all.of(grain).iter().map(|other| other.tag).rfind(|tag| *tag < entry.tag);
             let fits = entry.offset < grains.size() && u64::from(entry.len) == grains.range(grain).len();
-            if !fits || !all.of(grain).contains(&located) || !wanted(grain, before, entry.tag) {
+            if !fits || !all.of(grain).contains(&located) || !wanted(grain, before, entry.tag, entry.sequence) {
                 map.withdraw(position).map_err(MapError::Io)?;
                 continue;
             }
@@ -144,6 +149,7 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
             slots: Slots::with_taken(limit, &slots),
             positions: Slots::with_taken(map.capacity(), &positions),
             head,
+            giving_back: false,
         };
         Ok(Self { grains, map, device, shards, space: Mutex::new(space) })
     }
@@ -197,6 +203,16 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
     pub fn cancel(&self, reservation: Reservation) {
         let mut space = self.space();
         reservation.slots.into_iter().for_each(|run| space.slots.put_back(run));
+        for position in reservation.positions {
+            space.positions.put_back(u64::from(position)..u64::from(position) + 1);
+        }
+    }
+
+    /// As [`Self::cancel`], where a write to some of the slots is still under way and may land at any time: nobody gets the slots before the
+    /// next start.
+    pub fn abandon(&self, reservation: Reservation) {
+        let mut space = self.space();
+        reservation.slots.into_iter().for_each(|run| space.slots.lose(run));
         for position in reservation.positions {
             space.positions.put_back(u64::from(position)..u64::from(position) + 1);
         }
@@ -274,26 +290,41 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         Some(entry.filter(|entry| entry.tag == located.tag && self.grains.at(entry.offset) == grain))
     }
 
-    /// Frees the originals of a grain that `wanted` (the tag before it, its tag) does not want; gives the freed cache offsets.
+    /// Says that the consumer of a snapshot of `epoch` has had the original of `grain`; `false` where there is none, so that nothing is to be
+    /// reused.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn mark_read(&self, grain: GrainIndex, epoch: Epoch) -> io::Result<bool> {
+        // Under the shard's lock: an entry is withdrawn under it, too.
+        let shard = self.shard(grain);
+        let Some(located) = shard.resolve(grain, epoch) else { return Ok(false) };
+        self.map.mark_read(located.position)?;
+        Ok(true)
+    }
+
+    /// Frees the originals of a grain that `wanted` (the tag before it, its tag, its sequence) does not want; gives the freed cache offsets.
     ///
     /// # Errors
     /// Where stores can fail: the original then stays.
     pub fn free_unwanted(
         &self,
         grain: GrainIndex,
-        wanted: impl Fn(Option<Epoch>, Epoch) -> bool,
+        wanted: impl Fn(Option<Epoch>, Epoch, Sequence) -> bool,
     ) -> io::Result<Vec<Option<u64>>> {
         let mut shard = self.shard(grain);
         let mut freed = Vec::new();
         let mut before = None;
         let chain: Vec<Located> = shard.of(grain).to_vec();
         for located in chain {
-            if wanted(before, located.tag) {
+            let entry = self.map.entry(located.position);
+            // One that cannot be read is kept for whoever resolves to it: an error, never another's bytes.
+            let sequence = entry.as_ref().map_or(Sequence(0), |entry| entry.sequence);
+            if wanted(before, located.tag, sequence) {
                 before = Some(located.tag);
                 continue;
             }
             // The tag before stays the last one kept: with this entry gone, its snapshots would resolve past it, and there are none.
-            let entry = self.map.entry(located.position);
             self.map.withdraw(located.position)?;
             shard.remove(grain, located);
             let mut space = self.space();
@@ -311,6 +342,12 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         Ok(freed)
     }
 
+    /// Whether there may be an original of some of these neighbouring grains.
+    pub fn may_have_any(&self, grains: &Range<u64>) -> bool {
+        let steps = grains.start / GRAINS_PER_SHARD_STEP..grains.end.div_ceil(GRAINS_PER_SHARD_STEP);
+        steps.take(SHARDS).any(|step| !self.shard(GrainIndex(step * GRAINS_PER_SHARD_STEP)).is_empty())
+    }
+
     /// Grains that have originals, a part of them: ask for parts `0 ..` [`Self::parts`].
     pub fn part(&self, part: usize) -> Vec<GrainIndex> {
         let mut grains: Vec<_> = self.shards[part].lock().expect("nothing panics under this lock").grains().collect();
@@ -323,15 +360,49 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         SHARDS
     }
 
-    /// Every original as `(grain, tag, entry)`, by grain and tag.
+    /// Originals of a part of the grains (see [`Self::part`]), by grain and tag.
+    pub fn entries_of(&self, part: usize) -> Vec<(GrainIndex, Entry)> {
+        let located: Vec<_> = self.shards[part].lock().expect("nothing panics under this lock").iter().collect();
+        // Those that are freed meanwhile are not there any more, or are another original.
+        let entry = |(grain, located): (GrainIndex, Located)| {
+            let entry = self.map.entry(located.position)?;
+            (entry.tag == located.tag && self.grains.at(entry.offset) == grain).then_some((grain, entry))
+        };
+        let mut entries: Vec<_> = located.into_iter().filter_map(entry).collect();
+        entries.sort_unstable_by_key(|(grain, entry)| (*grain, entry.tag));
+        entries
+    }
+
+    /// Every original, by grain and tag.
     pub fn all(&self) -> Vec<(GrainIndex, Entry)> {
-        let mut all = Vec::new();
-        for shard in &self.shards {
-            let shard = shard.lock().expect("nothing panics under this lock");
-            all.extend(shard.iter().filter_map(|(grain, located)| Some((grain, self.map.entry(located.position)?))));
-        }
+        let mut all: Vec<_> = (0..SHARDS).flat_map(|part| self.entries_of(part)).collect();
         all.sort_unstable_by_key(|(grain, entry)| (*grain, entry.tag));
         all
+    }
+
+    /// Gives the space of some freed slots back to the file system; says how many bytes of slots that were. 0: there is nothing to give.
+    ///
+    /// Nobody gets a slot while its space goes, so that no original goes with it; dropped meanwhile, the slots stay unused until the next
+    /// start. Meant for quiet times: what saves will want again soon is better kept.
+    pub async fn give_back(&self) -> u64 {
+        let grain = self.grains.grain();
+        let run = {
+            let mut space = self.space();
+            let Some(run) = space.slots.take_aside((GIVEN_BACK / grain).max(1)) else { return 0 };
+            space.giving_back = true;
+            run
+        };
+        // A device that refuses is not asked again for the same slots.
+        let _ = self.device.discard(ByteRange::between(run.start * grain, run.end * grain)).await;
+        let mut space = self.space();
+        space.slots.put_bare(run.clone());
+        space.giving_back = false;
+        (run.end - run.start) * grain
+    }
+
+    /// Whether some free slots cannot be had for the moment, because their space is being given back.
+    pub fn is_giving_back(&self) -> bool {
+        self.space().giving_back
     }
 
     /// How much there is of everything.

@@ -29,6 +29,8 @@ const MARK: u64 = 0x545A_4F52_4947_0000;
 const ZERO: u64 = 1 << 32;
 const BAD: u64 = 2 << 32;
 const STATE: u64 = 7 * 8;
+/// Byte of an entry at which its sequence is.
+pub(crate) const SEQUENCE: u64 = 4 * 8;
 
 /// What is known of a grain's original bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether `bytes` are what was stored of it, as far as a checksum can tell (INV-11). Nothing is where nothing was stored.
+    pub fn is_payload(&self, bytes: &[u8]) -> bool {
+        matches!(self.payload, Payload::Stored { checksum, .. } if crc32c::crc32c(bytes) == checksum)
+    }
+
     fn words(&self) -> [u64; 7] {
         let (place, sum) = match self.payload {
             Payload::Stored { offset, checksum } => (offset, u64::from(checksum)),
@@ -96,10 +103,13 @@ impl Entry {
 
     /// Writes the entry at byte `at` and publishes it.
     pub(crate) fn publish<M: Mapping>(&self, map: &M, at: u64) -> io::Result<()> {
-        for (index, word) in self.words().into_iter().enumerate() {
-            map.store(at + 8 * index as u64, word)?;
-        }
+        map.store_all(at, &self.words())?;
         map.publish(at + STATE, state_word(self.state))
+    }
+
+    /// Says that the entry at byte `at`, which stands, was consumed.
+    pub(crate) fn mark_read<M: Mapping>(map: &M, at: u64) -> io::Result<()> {
+        map.publish(at + STATE, state_word(EntryState::Read))
     }
 
     /// Makes the place at byte `at` free.

@@ -11,8 +11,8 @@ mod entry;
 mod index;
 mod map;
 mod overlay;
+mod ranges;
 mod reader;
-mod released;
 mod slots;
 mod table;
 mod units;
@@ -20,9 +20,11 @@ mod units;
 pub use cache::{CacheError, OriginalCache, OriginalsUse, Reservation};
 pub use entry::{Entry, EntryState, Payload};
 pub use index::{Index, Located};
-pub use map::{MapError, ModifiedMap};
+pub use map::{MapError, MapShape, ModifiedMap};
 pub use overlay::{Overlay, OverlayError, overlay};
-pub use reader::{OpenError, OriginalsReader, ReconcileError, Reconciled, SnapshotRef};
-pub use released::{RangeSet, ReleasedLog};
-pub use table::{BrokenReason, MOST_SNAPSHOTS, NAME_BYTES, Originals, Record, RecordState, SnapshotTable, TableError};
+pub use ranges::{RangeLog, RangeSet};
+pub use reader::{CaughtUp, OpenError, OriginalsReader, ReconcileError, Reconciled, Scan, SnapshotRef};
+pub use table::{
+    BrokenReason, MOST_SNAPSHOTS, NAME_BYTES, OnFull, Originals, Record, RecordState, SnapshotTable, TableError,
+};
 pub use units::{Epoch, GrainIndex, Grains, Sequence, SnapshotId};

@@ -26,14 +26,14 @@ use std::ops::Range;
 
 use tzero_io::Mapping;
 
-use crate::entry::{ENTRY_BYTES, Entry};
+use crate::entry::{ENTRY_BYTES, Entry, SEQUENCE};
 use crate::units::Sequence;
 
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"TZEROMAP");
 pub(crate) const VERSION: u32 = 1;
 const HEADER: u64 = 4096;
-const RING_WORDS: u64 = 4096;
-const FIRST_ENTRIES: u64 = 1024;
+/// Words of a ring: bounds of what is believed from a file.
+const RING_WORDS: std::ops::RangeInclusive<u64> = 16..=1 << 20;
 /// Growth doubles the file up to this many entries at a time.
 const MOST_GROWTH: u64 = 1 << 16;
 /// Positions are 32 bits.
@@ -76,6 +76,36 @@ impl std::error::Error for MapError {
     }
 }
 
+/// How large a new map is. One that exists keeps its shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapShape {
+    /// Words of the ring: publications that a reader can fall behind without looking at all entries. A power of two from 16 to 2²⁰.
+    pub ring_words: u64,
+    /// Entries before it grows for the first time.
+    pub first_entries: u64,
+}
+
+impl MapShape {
+    /// Room for a tenth of a second of a fast host's first writes, in less than 200 KiB.
+    pub const DEFAULT: Self = Self { ring_words: 1 << 14, first_entries: 1024 };
+
+    /// Length of the file in bytes.
+    pub const fn len(self) -> u64 {
+        HEADER + self.ring_words * 8 + self.first_entries * ENTRY_BYTES
+    }
+
+    /// Never: there is a header.
+    pub const fn is_empty(self) -> bool {
+        false
+    }
+}
+
+impl Default for MapShape {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
 /// The map's file, as its writer or a reader sees it.
 pub struct ModifiedMap<M> {
     mapping: M,
@@ -83,19 +113,30 @@ pub struct ModifiedMap<M> {
 }
 
 impl<M: Mapping> ModifiedMap<M> {
-    /// Length of a new map in bytes.
-    pub const NEW_LEN: u64 = HEADER + RING_WORDS * 8 + FIRST_ENTRIES * ENTRY_BYTES;
+    /// Length of a new map of the default shape in bytes.
+    pub const NEW_LEN: u64 = MapShape::DEFAULT.len();
 
-    /// Takes over the mapping, and makes a map of it if it is all new (its magic is zero).
+    /// [`Self::create_or_open_shaped`] with the default shape.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_or_open(mapping: M, grain: u32, volume: [u8; 16]) -> Result<Self, MapError> {
+        Self::create_or_open_shaped(mapping, grain, volume, MapShape::DEFAULT)
+    }
+
+    /// Takes over the mapping, and makes a map of it if it is all new (its magic is zero): then its length must be that of the shape.
     ///
     /// # Errors
     /// When it holds something else, or cannot be written.
-    pub fn create_or_open(mapping: M, grain: u32, volume: [u8; 16]) -> Result<Self, MapError> {
-        if mapping.len() < Self::NEW_LEN {
+    pub fn create_or_open_shaped(mapping: M, grain: u32, volume: [u8; 16], shape: MapShape) -> Result<Self, MapError> {
+        if mapping.len() < HEADER {
             return Err(MapError::Format);
         }
         if mapping.load(0) == 0 {
-            initialise(&mapping, grain, volume).map_err(MapError::Io)?;
+            if mapping.len() < shape.len() {
+                return Err(MapError::Format);
+            }
+            initialise(&mapping, grain, volume, shape).map_err(MapError::Io)?;
         }
         let map = Self::open(mapping)?;
         if map.grain() != grain || map.volume() != volume {
@@ -115,7 +156,8 @@ impl<M: Mapping> ModifiedMap<M> {
         }
         let ring_words = mapping.load(WORD_RING);
         let map = Self { ring_words, mapping };
-        if ring_words != RING_WORDS || map.capacity() > MOST_ENTRIES {
+        let ring_fits = ring_words.is_power_of_two() && RING_WORDS.contains(&ring_words);
+        if !ring_fits || map.capacity() == 0 || map.capacity() > MOST_ENTRIES {
             return Err(MapError::Format);
         }
         map.follow_growth().map_err(|_| MapError::Format)?;
@@ -148,6 +190,12 @@ impl<M: Mapping> ModifiedMap<M> {
     /// The published entry at a position.
     pub fn entry(&self, position: u32) -> Option<Entry> {
         (u64::from(position) < self.capacity()).then(|| Entry::load(&self.mapping, self.at(u64::from(position))))?
+    }
+
+    /// The sequence at a position that exists, whether its entry stands, is free, or is being rewritten: one word, to tell what is
+    /// worth a look by [`Self::entry`].
+    pub fn sequence_at(&self, position: u32) -> Sequence {
+        Sequence(self.mapping.load(self.at(u64::from(position)) + SEQUENCE))
     }
 
     /// The position that published `sequence`; `None` when the ring has moved on.
@@ -202,6 +250,14 @@ impl<M: Mapping> ModifiedMap<M> {
         Entry::withdraw(&self.mapping, self.at(u64::from(position)))
     }
 
+    /// Says that the entry at a position, which stands, was consumed (R17).
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn mark_read(&self, position: u32) -> io::Result<()> {
+        Entry::mark_read(&self.mapping, self.at(u64::from(position)))
+    }
+
     /// Makes positions up to `needed` exist; gives those that are new.
     ///
     /// # Errors
@@ -242,13 +298,13 @@ impl<M: Mapping> ModifiedMap<M> {
     }
 }
 
-fn initialise<M: Mapping>(mapping: &M, grain: u32, volume: [u8; 16]) -> io::Result<()> {
+fn initialise<M: Mapping>(mapping: &M, grain: u32, volume: [u8; 16], shape: MapShape) -> io::Result<()> {
     let (low, high) = volume.split_at(8);
     mapping.store(WORD_VERSION, u64::from(VERSION) | ENTRY_BYTES << 32)?;
     mapping.store(WORD_GRAIN, u64::from(grain))?;
     mapping.store(WORD_VOLUME, u64::from_le_bytes(low.try_into().expect("half of an id")))?;
     mapping.store(WORD_VOLUME + 8, u64::from_le_bytes(high.try_into().expect("half of an id")))?;
-    mapping.store(WORD_CAPACITY, FIRST_ENTRIES)?;
-    mapping.store(WORD_RING, RING_WORDS)?;
+    mapping.store(WORD_CAPACITY, shape.first_entries)?;
+    mapping.store(WORD_RING, shape.ring_words)?;
     mapping.publish(0, MAGIC)
 }

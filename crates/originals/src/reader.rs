@@ -3,11 +3,26 @@
 //! The mover reads the base first, then takes in everything that was published meanwhile, then lays originals over, and at
 //! last checks that the snapshot still stands (R21). An entry is published before its write touches the base, so a
 //! grain without an entry after the read was read untouched.
+//!
+//! # Taking in
+//! A reader knows everything up to the sequence that it has *seen*. To catch up it loads the head, and takes in every
+//! entry of a sequence in `seen < sequence <= head`, no other:
+//!
+//! - The head is stored with release ordering after the entry that it counts, and loaded with acquire: all entries up to
+//!   it are visible, in full. Of one that stands, its position therefore shows just that sequence. A position that shows
+//!   another one was free or known before, or is being rewritten for something beyond the head; either way nothing of
+//!   this batch stands there.
+//! - What is published meanwhile is left to the next time: an earlier original of its grain may lie at a position that
+//!   has been passed already.
+//!
+//! Where the entries are the ring says, one word each. A reader that fell behind the ring looks at the sequence of every
+//! position instead, and at no more than that where it is not of this batch. That costs as much as the map is long, so
+//! bytes are read in batches, and a batch catches up once.
 
 use std::collections::HashMap;
 
 use tzero_block::{BlockDevice, ByteRange};
-use tzero_io::{Buffer, Mapping};
+use tzero_io::{Buffer, Mapping, yield_now};
 
 use crate::entry::{Entry, Payload};
 use crate::index::{Index, Located};
@@ -98,8 +113,26 @@ pub struct OriginalsReader<M, D> {
     grains: Grains,
     index: Index,
     /// What each position of the map held when it was last looked at.
-    held: HashMap<u32, (GrainIndex, Located)>,
+    held: HashMap<u32, (GrainIndex, Located, Sequence)>,
     seen: Option<Sequence>,
+    scan: Scan,
+}
+
+/// How a reader goes through the whole map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// Positions between two moments at which it gives way; not 0.
+    pub at_once: u32,
+    /// It takes what was published after it began: a fault, to show that schedules notice it.
+    pub beyond_head: bool,
+    /// It takes what was published after the snapshot's end, or the marker: another.
+    pub beyond_end: bool,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self { at_once: 1 << 14, beyond_head: false, beyond_end: false }
+    }
 }
 
 impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
@@ -111,7 +144,21 @@ impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
         let map = ModifiedMap::open(map).map_err(OpenError::Map)?;
         let table = SnapshotTable::open(snapshots).map_err(OpenError::Table)?;
         let grains = Grains::new(map.grain(), size).ok_or(OpenError::Map(MapError::Format))?;
-        Ok(Self { map, table, cache, grains, index: Index::default(), held: HashMap::new(), seen: None })
+        Ok(Self {
+            map,
+            table,
+            cache,
+            grains,
+            index: Index::default(),
+            held: HashMap::new(),
+            seen: None,
+            scan: Scan::default(),
+        })
+    }
+
+    /// Changes how it goes through the whole map.
+    pub fn set_scan(&mut self, scan: Scan) {
+        self.scan = scan;
     }
 
     /// Grain in bytes.
@@ -119,46 +166,27 @@ impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
         self.grains.grain()
     }
 
-    /// Replaces in `buffer`, which holds bytes read from the base at `offset`, every part that has an original for the snapshot.
-    /// Call it after the read has completed, never before.
+    /// Takes in everything published so far. Whatever the base gave *before* this can then be made T0's. Dropped half-way it has taken in
+    /// nothing: the next call begins again.
     ///
     /// # Errors
-    /// When a byte of T0 cannot be had; the buffer's contents are then arbitrary.
+    /// When the map is not what it was.
+    pub async fn catch_up(&mut self) -> Result<CaughtUp<'_, M, D>, ReconcileError> {
+        self.refresh().await.map_err(ReconcileError::Map)?;
+        Ok(CaughtUp { reader: self })
+    }
+
+    /// [`Self::catch_up`] and [`CaughtUp::reconcile`], for bytes that come alone.
+    ///
+    /// # Errors
+    /// As both.
     pub async fn reconcile(
         &mut self,
         snapshot: &SnapshotRef,
         offset: u64,
         buffer: &mut Buffer,
     ) -> Result<Reconciled, ReconcileError> {
-        self.refresh().map_err(ReconcileError::Map)?;
-        let overlays = self.overlays(snapshot, ByteRange::new(offset, buffer.len() as u64))?;
-        let laid = overlay(&self.cache, &overlays, buffer).await;
-        // The state counts more than the fault: a slot may have been reused because the snapshot is gone.
-        self.check(snapshot)?;
-        let cache_bytes = laid.map_err(ReconcileError::Original)?;
-        Ok(Reconciled { cache_bytes, originals: overlays.len() as u64 })
-    }
-
-    /// Which stretches of `range` are known to be zero at T0 by originals, `true`, or to have original bytes, `false`. Everything else is
-    /// the base's. To be asked after the base was asked for its holes.
-    ///
-    /// # Errors
-    /// As [`Self::reconcile`].
-    pub fn changed(
-        &mut self,
-        snapshot: &SnapshotRef,
-        range: ByteRange,
-    ) -> Result<Vec<(ByteRange, bool)>, ReconcileError> {
-        self.refresh().map_err(ReconcileError::Map)?;
-        let overlays = self.overlays(snapshot, range)?;
-        self.check(snapshot)?;
-        Ok(overlays
-            .iter()
-            .map(|overlay| {
-                let place = ByteRange::new(range.start() + overlay.at as u64, overlay.part.len() as u64);
-                (place, overlay.entry.payload == Payload::Zero)
-            })
-            .collect())
+        self.catch_up().await?.reconcile(snapshot, offset, buffer).await
     }
 
     /// Checks that the snapshot still stands, unbroken.
@@ -170,6 +198,24 @@ impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
             Some(RecordState::Broken(reason)) => ReconcileError::Broken(reason),
             _ => ReconcileError::Gone,
         })
+    }
+
+    /// The last sequence that a snapshot retains: its end, once it was ended.
+    ///
+    /// # Errors
+    /// When it is broken or gone.
+    fn retained_up_to(&self, snapshot: &SnapshotRef) -> Result<Sequence, ReconcileError> {
+        match self.table.check_live(snapshot.slot, snapshot.id) {
+            Ok(()) => Ok(Sequence(u64::MAX)),
+            Err(Some(RecordState::Ended(end))) => Ok(end),
+            Err(Some(RecordState::Broken(reason))) => Err(ReconcileError::Broken(reason)),
+            Err(_) => Err(ReconcileError::Gone),
+        }
+    }
+
+    /// The sequence that the entry at a position had when it was last looked at.
+    fn sequence_known(&self, position: u32) -> Sequence {
+        self.held.get(&position).map_or(Sequence(0), |(_, _, sequence)| *sequence)
     }
 
     fn overlays(&self, snapshot: &SnapshotRef, range: ByteRange) -> Result<Vec<Overlay>, ReconcileError> {
@@ -191,34 +237,53 @@ impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
     }
 
     /// Takes in everything published so far.
-    fn refresh(&mut self) -> Result<(), MapError> {
+    async fn refresh(&mut self) -> Result<(), MapError> {
         let head = self.map.head();
         self.map.follow_growth().map_err(MapError::Io)?;
-        let Some(seen) = self.seen.filter(|seen| *seen <= head && self.map.ring_reaches(*seen, head)) else {
-            return self.rescan(head);
+        let seen = match self.seen {
+            Some(seen) if seen <= head => seen,
+            _ => {
+                self.index = Index::default();
+                self.held.clear();
+                Sequence(0)
+            }
         };
-        for sequence in (seen.0 + 1..=head.0).map(Sequence) {
-            let Some(position) = self.map.position_of(sequence) else { return self.rescan(head) };
-            self.take_in(position, head);
+        if !self.follow_ring(seen, head) {
+            self.look_everywhere(seen, head).await;
         }
         self.seen = Some(head);
         Ok(())
     }
 
-    fn rescan(&mut self, head: Sequence) -> Result<(), MapError> {
-        self.index = Index::default();
-        self.held.clear();
-        // What is published during the scan is left to the ring: an earlier original of its grain may have been passed already.
-        for (position, entry) in self.map.scan().0.into_iter().filter(|(_, entry)| entry.sequence <= head) {
-            self.remember(position, &entry);
+    /// Takes in what the ring announces; `false` when it has moved on.
+    fn follow_ring(&mut self, seen: Sequence, head: Sequence) -> bool {
+        if !self.map.ring_reaches(seen, head) {
+            return false;
         }
-        self.seen = Some(head);
-        Ok(())
+        (seen.0 + 1..=head.0).map(Sequence).all(|sequence| {
+            let position = self.map.position_of(sequence);
+            position.into_iter().for_each(|position| self.take_in(position, head));
+            position.is_some()
+        })
+    }
+
+    /// Takes in what the positions hold, whatever became of the ring.
+    async fn look_everywhere(&mut self, seen: Sequence, head: Sequence) {
+        // There are fewer than 2³² positions: see `ModifiedMap::open`.
+        for position in 0..self.map.capacity() as u32 {
+            if position % self.scan.at_once == self.scan.at_once - 1 {
+                yield_now().await;
+            }
+            let sequence = self.map.sequence_at(position);
+            if seen < sequence && (sequence <= head || self.scan.beyond_head) {
+                self.take_in(position, head);
+            }
+        }
     }
 
     fn take_in(&mut self, position: u32, head: Sequence) {
         // A place that is free, being rewritten, or holds something newer by now is announced again.
-        if let Some(entry) = self.map.entry(position).filter(|entry| entry.sequence <= head) {
+        if let Some(entry) = self.map.entry(position).filter(|entry| entry.sequence <= head || self.scan.beyond_head) {
             self.remember(position, &entry);
         }
     }
@@ -229,9 +294,91 @@ impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
         }
         let grain = self.grains.at(entry.offset);
         let located = Located { tag: entry.tag, position };
-        if let Some((old_grain, old)) = self.held.insert(position, (grain, located)) {
+        if let Some((old_grain, old, _)) = self.held.insert(position, (grain, located, entry.sequence)) {
             self.index.remove(old_grain, old);
         }
         self.index.insert(grain, located);
     }
 }
+
+/// A reader that has taken in everything up to one moment. Good for bytes that were read from the base before it.
+pub struct CaughtUp<'a, M, D> {
+    reader: &'a OriginalsReader<M, D>,
+}
+
+impl<M: Mapping, D: BlockDevice> CaughtUp<'_, M, D> {
+    /// Replaces in `buffer`, which holds bytes read from the base at `offset`, every part that has an original for the snapshot.
+    ///
+    /// # Errors
+    /// When a byte of T0 cannot be had; the buffer's contents are then arbitrary.
+    pub async fn reconcile(
+        &self,
+        snapshot: &SnapshotRef,
+        offset: u64,
+        buffer: &mut Buffer,
+    ) -> Result<Reconciled, ReconcileError> {
+        let overlays = self.reader.overlays(snapshot, ByteRange::new(offset, buffer.len() as u64))?;
+        let laid = overlay(&self.reader.cache, &overlays, buffer).await;
+        // The state counts more than the fault: a slot may have been reused because the snapshot is gone.
+        self.reader.check(snapshot)?;
+        let cache_bytes = laid.map_err(ReconcileError::Original)?;
+        Ok(Reconciled { cache_bytes, originals: overlays.len() as u64 })
+    }
+
+    /// Replaces in `buffer`, which holds bytes of an outboard copy at `offset`, every part that has an original for the snapshot with a
+    /// sequence up to `up_to` (R33). The snapshot may have ended meanwhile, then what it retains reaches to its end at most.
+    ///
+    /// # Errors
+    /// When a byte of T0 cannot be had; the buffer's contents are then arbitrary.
+    pub async fn lay_retained(
+        &self,
+        snapshot: &SnapshotRef,
+        up_to: Sequence,
+        offset: u64,
+        buffer: &mut Buffer,
+    ) -> Result<Reconciled, ReconcileError> {
+        let up_to = up_to.min(self.reader.retained_up_to(snapshot)?);
+        let range = ByteRange::new(offset, buffer.len() as u64);
+        let mut overlays = Vec::new();
+        for grain in self.reader.grains.touched(range).map(GrainIndex) {
+            let Some(located) = self.reader.index.resolve(grain, snapshot.epoch) else { continue };
+            let entry = self.reader.map.entry(located.position);
+            match entry.filter(|entry| entry.tag == located.tag && self.reader.grains.at(entry.offset) == grain) {
+                Some(entry) if entry.sequence <= up_to || self.reader.scan.beyond_end => {
+                    overlays.extend(Overlay::of(entry, range.start(), range.len() as usize));
+                }
+                Some(_) => {}
+                // What an ended snapshot has no use for is freed: the outboard copy has the grain.
+                None if up_to < self.reader.sequence_known(located.position) => {}
+                None => {
+                    self.reader.retained_up_to(snapshot)?;
+                    return Err(ReconcileError::Gone);
+                }
+            }
+        }
+        let laid = overlay(&self.reader.cache, &overlays, buffer).await;
+        self.reader.retained_up_to(snapshot)?;
+        let cache_bytes = laid.map_err(ReconcileError::Original)?;
+        Ok(Reconciled { cache_bytes, originals: overlays.len() as u64 })
+    }
+
+    /// Which stretches of `range` are known to be zero at T0 by originals, `true`, or to have original bytes, `false`. Everything else is
+    /// the base's, which must have been asked for its holes before.
+    ///
+    /// # Errors
+    /// As [`Self::reconcile`].
+    pub fn changed(&self, snapshot: &SnapshotRef, range: ByteRange) -> Result<Vec<(ByteRange, bool)>, ReconcileError> {
+        let overlays = self.reader.overlays(snapshot, range)?;
+        self.reader.check(snapshot)?;
+        Ok(overlays
+            .iter()
+            .map(|overlay| {
+                let place = ByteRange::new(range.start() + overlay.at as u64, overlay.part.len() as u64);
+                (place, overlay.entry.payload == Payload::Zero)
+            })
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,8 @@
 //! | 4096 | records |
 //!
 //! A record is 256 bytes, words:
-//! 0 state · 1 epoch · 2-3 id · 4 T0 (ns, Unix) · 5 pause (ns) · 6 size (bytes) · 7 flags (1 release, 2 private) · 8 end sequence ·
+//! 0 state · 1 epoch · 2-3 id · 4 T0 (ns, Unix) · 5 pause (ns) · 6 size (bytes) · 7 flags (1 release, 2 private, 4 has a scope, 8 waits when the cache is
+//! full, 16 fails writes then; milliseconds to wait in the high 32 bits) · 8 end sequence ·
 //! 9 where it broke (byte offset) · 10 bytes of the name · 11-18 name · 19 CRC-32C of words 1-4, 6, 7, 10-18.
 //!
 //! State: 0 free, 1 live, 2 ended, 3 broken (reason in bits 8-15). Fields first, state last; every change of state is one store
@@ -41,6 +42,9 @@ const WORD_CLEAN: u64 = 56;
 
 const FLAG_RELEASE: u64 = 1;
 const FLAG_PRIVATE: u64 = 2;
+const FLAG_SCOPED: u64 = 4;
+const FLAG_WAIT: u64 = 8;
+const FLAG_FAIL_WRITES: u64 = 16;
 
 /// Whether a snapshot keeps its originals until it is deleted, or releases what its consumer has captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +53,36 @@ pub enum Originals {
     Keep,
     /// Until captured.
     Release,
+}
+
+/// What is to give when the original cache is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// The snapshot: the host goes on.
+    #[default]
+    Break,
+    /// The host waits for space up to so many milliseconds while a mover is at work, then the snapshot breaks.
+    Wait(u32),
+    /// The host's writes fail, with no space left. Only where it was asked for.
+    FailWrites,
+}
+
+impl OnFull {
+    fn flags(self) -> u64 {
+        match self {
+            Self::Break => 0,
+            Self::Wait(ms) => FLAG_WAIT | u64::from(ms) << 32,
+            Self::FailWrites => FLAG_FAIL_WRITES,
+        }
+    }
+
+    fn from_flags(flags: u64) -> Self {
+        match flags & (FLAG_WAIT | FLAG_FAIL_WRITES) {
+            FLAG_WAIT => Self::Wait((flags >> 32) as u32),
+            FLAG_FAIL_WRITES => Self::FailWrites,
+            _ => Self::Break,
+        }
+    }
 }
 
 /// Why a snapshot no longer stands.
@@ -128,6 +162,10 @@ pub struct Record {
     pub originals: Originals,
     /// Belongs to one copy and goes with it.
     pub private: bool,
+    /// It is of a part of the volume only; a file of its own says of which.
+    pub scoped: bool,
+    /// What gives when the cache is full.
+    pub on_full: OnFull,
     /// Where it broke, as a byte offset on the volume; 0 if it did not.
     pub broken_at: u64,
     /// What it is now.
@@ -263,6 +301,8 @@ impl<M: Mapping> SnapshotTable<M> {
             size: word(6),
             originals: if word(7) & FLAG_RELEASE != 0 { Originals::Release } else { Originals::Keep },
             private: word(7) & FLAG_PRIVATE != 0,
+            scoped: word(7) & FLAG_SCOPED != 0,
+            on_full: OnFull::from_flags(word(7)),
             broken_at: word(9),
             state,
         })
@@ -290,7 +330,9 @@ impl<M: Mapping> SnapshotTable<M> {
         put(5, record.pause_ns)?;
         put(6, record.size)?;
         let release = if record.originals == Originals::Release { FLAG_RELEASE } else { 0 };
-        put(7, release | if record.private { FLAG_PRIVATE } else { 0 })?;
+        let private = if record.private { FLAG_PRIVATE } else { 0 };
+        let scoped = if record.scoped { FLAG_SCOPED } else { 0 };
+        put(7, release | private | scoped | record.on_full.flags())?;
         put(8, 0)?;
         put(9, 0)?;
         put(10, record.name.len() as u64)?;

@@ -82,6 +82,12 @@ impl Grains {
         ByteRange::between(start, start.saturating_add(self.grain()).min(self.size.max(start)))
     }
 
+    /// The bytes of neighbouring grains, cut at the volume's end.
+    pub fn range_of(self, grains: &Range<u64>) -> ByteRange {
+        let start = grains.start << self.shift;
+        ByteRange::between(start, (grains.end << self.shift).min(self.size).max(start))
+    }
+
     /// Indices of the grains that `range` touches.
     pub const fn touched(self, range: ByteRange) -> Range<u64> {
         if range.is_empty() {

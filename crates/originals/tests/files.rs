@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tzero_block::{BlockDevice, ByteRange, Error, Extent, Geometry, MemoryDevice, Zeroes};
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage};
 use tzero_originals::{
-    BrokenReason, Epoch, GrainIndex, Grains, ModifiedMap, OriginalCache, Originals, OriginalsReader, Payload,
+    BrokenReason, Epoch, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, OriginalsReader, Payload,
     ReconcileError, Record, RecordState, SnapshotId, SnapshotRef, SnapshotTable,
 };
 
@@ -61,6 +61,8 @@ fn record() -> Record {
         size: SIZE,
         originals: Originals::Keep,
         private: false,
+        scoped: false,
+        on_full: OnFull::Break,
         broken_at: 0,
         state: RecordState::Live,
     }
@@ -104,7 +106,7 @@ fn open_cache(path: &Path, device: &Arc<MemoryDevice>) -> OriginalCache<MappedFi
     let map = ModifiedMap::create_or_open(map, GRAIN, [1; 16]).unwrap();
     let (entries, damaged) = map.scan();
     let grains = Grains::new(GRAIN, SIZE).unwrap();
-    OriginalCache::open(map, entries, damaged, Shared(device.clone()), grains, |_, _, _| true).unwrap()
+    OriginalCache::open(map, entries, damaged, Shared(device.clone()), grains, |_, _, _, _| true).unwrap()
 }
 
 async fn read(reader: &mut OriginalsReader<MappedFile, Shared>, grain: u64) -> u8 {
@@ -138,7 +140,7 @@ fn a_reader_follows_the_ring_growth_and_reuse() {
             assert_eq!(read(&mut reader, grain).await, (grain % 250 + 1) as u8);
         }
         // A freed position is used for another grain's newer original.
-        fixture.cache.free_unwanted(GrainIndex(0), |_, tag| tag == Epoch(9)).unwrap();
+        fixture.cache.free_unwanted(GrainIndex(0), |_, tag, _| tag == Epoch(9)).unwrap();
         fixture.save(5, 7, 77).await;
         assert_eq!(read(&mut reader, 5).await, 77);
         assert_eq!(read(&mut reader, 0).await, 2);

@@ -12,11 +12,12 @@ use crate::disk::Injection;
 use crate::executor::{Process, fail, note, sleep, spawn};
 use crate::mover;
 use crate::oracle::{ChangeId, Kind, Outcome, attributed};
+use crate::outboard::{self, Pace};
 use crate::plan::{Actor, FaultOp, Op, OpId};
 use crate::platform::SimPlatform;
 use crate::races::{Doing, Race};
 use crate::scene::{Daemon, Scene};
-use crate::snapshots;
+use crate::snapshots::{self, Wanted};
 use crate::storage::StorageFault;
 
 /// A client.
@@ -80,8 +81,8 @@ impl Client {
             Op::Read { range } => self.read(&who, range).await,
             Op::Status { range } => self.status(&who, range).await,
             Op::Reconnect => *self.session.borrow_mut() = None,
-            Op::Create { release } => {
-                snapshots::create(scene, &who, release, false).await;
+            Op::Create { release, on_full, scope } => {
+                snapshots::create(scene, &who, Wanted { release, private: false, on_full, scope }).await;
             }
             Op::Delete { pick } => {
                 if let Some(known) = scene.pick(pick, |known| !known.private) {
@@ -89,13 +90,18 @@ impl Client {
                 }
             }
             Op::Release { pick, range } => snapshots::release_some(scene, &who, pick, range).await,
-            Op::View { pick, ranges, stall } => snapshots::view(scene, &who, pick, &ranges, stall).await,
+            Op::View { pick, ranges, stall, consumes } => {
+                snapshots::view(scene, &who, pick, &ranges, stall, consumes).await;
+            }
+            Op::Ahead { range } => snapshots::ahead(scene, &who, range).await,
             Op::ViewStatus { pick, range } => snapshots::view_status(scene, &who, pick, range).await,
             Op::Backup { chunk, batch, dies_after, keep, rest_ns } => {
                 let pace = mover::Pace { chunk, batch, dies_after, rest_ns };
                 mover::backup(scene, &who, pace, keep).await;
             }
-            Op::Outboard { chunk, pause_ns } => mover::outboard(scene, &who, chunk, pause_ns).await,
+            Op::Outboard { chunk, boundary, pause_ns } => {
+                outboard::copy(scene, &who, Pace { chunk, boundary, pause_ns }).await;
+            }
             Op::Fault(fault) => self.arm(fault),
             Op::Pause { ns } => sleep(ns).await,
         }
@@ -138,6 +144,8 @@ impl Client {
             Ok(()) => scene.oracle.finished(id, Outcome::Done),
             // Not done at all, and said so.
             Err(ExportError::Unsupported) if zeroes.fast => scene.oracle.finished(id, Outcome::Failed),
+            // A snapshot was made to have it so.
+            Err(ExportError::NoSpace) if scene.may_fail_writes() => scene.oracle.finished(id, Outcome::Failed),
             Err(error) => {
                 if failures() == before {
                     fail(format!("{who}: {kind:?} of {range} failed without a fault of the base: {error}"));

@@ -18,6 +18,7 @@ pub mod disk;
 pub mod executor;
 pub mod mover;
 pub mod oracle;
+pub mod outboard;
 pub mod plan;
 pub mod platform;
 pub mod quiet;

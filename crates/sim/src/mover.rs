@@ -6,23 +6,20 @@
 use std::rc::Rc;
 
 use tzero_block::{Action, BlockDevice, ByteRange};
-use tzero_engine::SnapshotState;
+use tzero_engine::{Planted, SnapshotState};
 use tzero_io::Buffer;
-use tzero_originals::{Entry, GrainIndex, OriginalsReader, Payload, ReconcileError, SnapshotRef};
+use tzero_originals::{OriginalsReader, ReconcileError, Scan, SnapshotRef};
 
 use crate::disk::DiskHandle;
 use crate::executor::{Process, die, fail, interleave, sleep, spawn_joined, yield_once};
 use crate::oracle::Standing;
 use crate::races::{Doing, Race};
 use crate::scene::{Known, Scene};
-use crate::snapshots;
+use crate::snapshots::{self, Wanted};
 use crate::storage::WordsHandle;
 
 /// Where movers give way, beside the engine's points.
-const PLACE: u32 = 63;
-
-/// Publications that a mover can follow without looking at the whole map: see the map's format.
-const RING: u64 = 4096;
+pub const PLACE: u32 = 63;
 
 /// A copy that is not finished.
 pub struct Copy {
@@ -34,7 +31,8 @@ pub struct Copy {
     active: bool,
 }
 
-type Reader = OriginalsReader<WordsHandle, DiskHandle>;
+/// See [`reader`].
+pub type Reader = OriginalsReader<WordsHandle, DiskHandle>;
 
 /// How a mover goes about its work.
 #[derive(Clone, Copy, Debug)]
@@ -86,13 +84,33 @@ async fn take_up_or_begin(scene: &Rc<Scene>, who: &str, keep: bool) -> Option<Kn
         scene.races.reach(Race::CopyResumed);
         return Some(copy.known.clone());
     }
-    let known = snapshots::create(scene, who, !keep, true).await?;
+    let known = snapshots::create(scene, who, Wanted::private(!keep)).await?;
     scene.copies.borrow_mut().push(Copy { known: known.clone(), captured: Vec::new(), active: true });
     Some(known)
 }
 
 fn forget(scene: &Scene, number: u32) {
     scene.copies.borrow_mut().retain(|copy| copy.known.number != number);
+}
+
+/// A mover's own look at the daemon's files.
+pub fn reader(scene: &Scene, who: &str, process: Process) -> Option<Reader> {
+    let storage = scene.directory.open(process);
+    let (map, table) = (storage.attach("map")?, storage.attach("snapshots")?);
+    match OriginalsReader::open(map, table, scene.cache.open(process), scene.plan.shape.cells.size) {
+        Ok(mut reader) => {
+            reader.set_scan(Scan {
+                at_once: scene.plan.shape.scan_at_once,
+                beyond_head: scene.planted == Some(Planted::ScanTakesNewer),
+                beyond_end: scene.planted == Some(Planted::EndedTakesLaterEntry),
+            });
+            Some(reader)
+        }
+        Err(error) => {
+            fail(format!("{who}: the map cannot be opened: {error}"));
+            None
+        }
+    }
 }
 
 struct Mover {
@@ -115,7 +133,9 @@ impl Mover {
             .await?;
         let Some(info) = info else { return Some(false) };
         let snapshot = info.reference();
-        let mut reader = self.reader()?;
+        // Until it ends, or the daemon does.
+        let _at_work = scene.call(&self.who, |volume| async move { volume.mover_at_work() }).await?;
+        let mut reader = reader(scene, &self.who, self.process)?;
         let base = scene.base.open(self.process);
         let journal = self.captured(known.number);
         if !journal.is_empty() && known.release {
@@ -144,7 +164,7 @@ impl Mover {
                 sleep(rest_ns).await;
             }
             let now = scene.sequence();
-            if now.saturating_sub(std::mem::replace(&mut seen, now)) > RING {
+            if now.saturating_sub(std::mem::replace(&mut seen, now)) > scene.plan.shape.map.ring_words {
                 scene.races.reach(Race::FellBehind);
             }
             if batched.len() as u64 >= batch {
@@ -162,20 +182,13 @@ impl Mover {
             }
             return Some(false);
         }
-        Some(true)
-    }
-
-    fn reader(&self) -> Option<Reader> {
-        let scene = &self.scene;
-        let storage = scene.directory.open(self.process);
-        let (map, table) = (storage.attach("map")?, storage.attach("snapshots")?);
-        match OriginalsReader::open(map, table, scene.cache.open(self.process), scene.plan.shape.cells.size) {
-            Ok(reader) => Some(reader),
-            Err(error) => {
-                fail(format!("{}: the map cannot be opened: {error}", self.who));
-                None
-            }
+        // The daemon has the last word: it knows of a break that could not be put on record.
+        let stands = scene.call(&self.who, |volume| async move { volume.snapshot_by_id(id) }).await?;
+        let stands = stands.is_some_and(|info| info.state == SnapshotState::Live);
+        if stands && scene.races.mark_lost(id) {
+            fail(format!("{}: the daemon calls snapshot {} live, and it broke", self.who, known.number));
         }
+        Some(stands)
     }
 
     fn captured(&self, number: u32) -> Vec<ByteRange> {
@@ -213,7 +226,10 @@ impl Mover {
             }
             return None;
         }
-        scene.oracle.view_ends(&token, &bytes, &self.who);
+        // The table does not say that it is broken; the daemon will, before the copy is declared.
+        if !scene.races.mark_lost(known.id) {
+            scene.oracle.view_ends(&token, &bytes, &self.who);
+        }
         Some(piece)
     }
 
@@ -228,88 +244,5 @@ impl Mover {
             return None;
         }
         Some(())
-    }
-}
-
-/// Copies the whole base without regard to anything, ends the snapshot, and later lays over the originals that it retained (R33 b).
-pub async fn outboard(scene: &Rc<Scene>, who: &str, chunk: u64, pause_ns: u64) {
-    let Some(known) = snapshots::create(scene, who, false, true).await else { return };
-    let process = Process::start();
-    let task = {
-        let (scene, who, known) = (Rc::clone(scene), format!("{who}, outboard"), known.clone());
-        async move { outboard_copy(&scene, &who, process, &known, chunk, pause_ns).await }
-    };
-    if spawn_joined(process, format!("{who}, outboard"), task).await.flatten().is_some() {
-        scene.races.reach(Race::OutboardGood);
-    }
-    snapshots::delete(scene, who, &known).await;
-}
-
-async fn outboard_copy(
-    scene: &Rc<Scene>,
-    who: &str,
-    process: Process,
-    known: &Known,
-    chunk: u64,
-    pause_ns: u64,
-) -> Option<()> {
-    let (id, size) = (known.id, scene.plan.shape.cells.size);
-    let grain = u64::from(scene.plan.shape.grain);
-    scene.call(who, |volume| async move { volume.settled(id).await }).await?;
-    let base = scene.base.open(process);
-    let mut copy = Vec::with_capacity(size as usize);
-    for piece in ByteRange::new(0, size).pieces(chunk * grain) {
-        let (bytes, read) = base.read(piece.start(), Buffer::zeroed(piece.len() as usize)).await;
-        read.ok()?;
-        copy.extend_from_slice(&bytes);
-        interleave(PLACE).await;
-    }
-    let doing = scene.races.begin(Doing::End(known.number));
-    scene.update(known.number, |known| known.ended = true);
-    let ended = scene.call(who, |volume| async move { volume.end_snapshot(id).await }).await?;
-    drop(doing);
-    if let Err(error) = ended {
-        if !scene.may_refuse(known, ByteRange::new(0, size), 0) {
-            fail(format!("{who}: snapshot {} cannot be ended: {error}", known.number));
-        }
-        return None;
-    }
-    sleep(pause_ns).await;
-    let cache = scene.cache.open(process);
-    for number in 0..size.div_ceil(grain) {
-        let retained = scene.call(who, |volume| async move { volume.retained(id, GrainIndex(number)) }).await?;
-        let range = scene.touched(ByteRange::new(number * grain, 1));
-        match retained {
-            Ok(None) => {}
-            Ok(Some(entry)) => {
-                let bytes = original(scene, known, &cache, &entry).await?;
-                copy[range.start() as usize..range.end() as usize].copy_from_slice(&bytes);
-            }
-            Err(_) => return None,
-        }
-    }
-    let token = scene.oracle.view_begins(known.number, ByteRange::new(0, size));
-    scene.oracle.view_ends(&token, &copy, who);
-    Some(())
-}
-
-/// The bytes of a retained original; `None` if they cannot be had.
-async fn original(scene: &Scene, known: &Known, cache: &DiskHandle, entry: &Entry) -> Option<Buffer> {
-    let len = entry.len as usize;
-    match entry.payload {
-        Payload::Zero => Some(Buffer::zeroed(len)),
-        Payload::Bad => None,
-        Payload::Stored { offset, checksum } => {
-            let (bytes, read) = cache.read(offset, Buffer::zeroed(len)).await;
-            read.ok()?;
-            if crc32c::crc32c(&bytes) != checksum {
-                // A set that is retained no more, because the machine stopped meanwhile, has given its slots to others.
-                if scene.corrupted.get() || scene.state_of(known) != Some(SnapshotState::Ended) {
-                    return None;
-                }
-                fail(format!("the retained original of {} does not match its checksum", entry.offset));
-            }
-            Some(bytes)
-        }
     }
 }

@@ -5,6 +5,8 @@
 
 use tzero_block::{ByteRange, Zeroes};
 
+use tzero_originals::{MapShape, OnFull};
+
 use crate::contents::Cells;
 use crate::disk::{Effect, Latency};
 use crate::executor::{Chaos, CrashPlan};
@@ -16,6 +18,9 @@ mod draw;
 /// An operation's number within its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OpId(pub u32);
+
+/// No write to the cache takes as long.
+pub const PATIENT_NS: u64 = 1_000_000_000;
 
 /// The devices.
 #[derive(Clone, Debug)]
@@ -38,6 +43,12 @@ pub struct Shape {
     pub cache_latency: Latency,
     /// Whether the base zeroes fast.
     pub fast_zeroes: bool,
+    /// The first size of the map, and its ring.
+    pub map: MapShape,
+    /// How long a change waits for a write to the cache.
+    pub longest_save_ns: u64,
+    /// Positions of the map that a mover looks at in one go.
+    pub scan_at_once: u32,
 }
 
 /// One thing that a client does.
@@ -80,6 +91,10 @@ pub enum Op {
     Create {
         /// It releases (and is read by movers only), or keeps.
         release: bool,
+        /// What gives when the cache is full.
+        on_full: OnFull,
+        /// What it is of; empty: the whole volume.
+        scope: Vec<ByteRange>,
     },
     /// Deletes a snapshot: which of those that stand follows from the number.
     Delete {
@@ -94,6 +109,13 @@ pub enum Op {
         ranges: Vec<ByteRange>,
         /// After so many polls its client goes away, or (`true`) stalls for ever.
         stall: Option<(u64, bool)>,
+        /// Of a snapshot that releases, its one consumer: says what was delivered.
+        consumes: bool,
+    },
+    /// Saves originals before anybody changes them.
+    Ahead {
+        /// Where.
+        range: ByteRange,
     },
     /// Asks a view for its holes.
     ViewStatus {
@@ -122,10 +144,12 @@ pub enum Op {
         /// How long the mover rests between chunks.
         rest_ns: u64,
     },
-    /// Copies the base with no regard to anything, ends the snapshot's copy-on-write, then copies the originals.
+    /// Copies the base with no regard to anything, then the originals.
     Outboard {
         /// Grains that are read at a time.
         chunk: u64,
+        /// Which originals.
+        boundary: Boundary,
         /// How long the originals wait to be copied.
         pause_ns: u64,
     },
@@ -136,6 +160,17 @@ pub enum Op {
         /// How long.
         ns: u64,
     },
+}
+
+/// Which originals an outboard copy takes (R33).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boundary {
+    /// All up to the end of copy-on-write, which comes before them.
+    Terminate,
+    /// Those up to the end of the outboard reads, while copy-on-write goes on.
+    Marker,
+    /// Those up to when each is looked for.
+    All,
 }
 
 /// A fault to be armed.
@@ -223,7 +258,7 @@ impl Plan {
             _ => false,
         };
         let faulty = self.actors.iter().flat_map(|actor| &actor.ops).any(|(_, op)| faulty(op));
-        faulty || self.shape.cache_scarce || self.power_loss.contains(&true)
+        faulty || self.shape.cache_scarce || self.shape.longest_save_ns < PATIENT_NS || self.power_loss.contains(&true)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tzero_engine::{Event, Planted, Platform, Point};
 
 use crate::disk::DiskHandle;
-use crate::executor::{Crash, Process, current_name, interleave, is_dead, moment, now_ns};
+use crate::executor::{Crash, Process, current_name, fail, interleave, is_dead, moment, now_ns};
 use crate::oracle::{Oracle, current_change};
 use crate::races::Races;
 use crate::random::mix;
@@ -17,6 +17,9 @@ use crate::story::happens;
 
 /// Wall-clock time at the beginning of a simulation.
 const EPOCH_NS: u64 = 1_700_000_000_000_000_000;
+
+/// How the names of tasks end that save ahead of any change.
+pub const AHEAD: &str = ", ahead";
 
 /// The hooks of one incarnation of the daemon.
 pub struct SimPlatform {
@@ -30,6 +33,8 @@ pub struct SimPlatform {
     pub savings: Savings,
     /// What is done wrong on purpose.
     pub planted: Option<Planted>,
+    /// Longest wait for the cache.
+    pub longest_save: u64,
     /// Ids given out so far, over all incarnations.
     pub ids: Arc<AtomicU64>,
 }
@@ -68,6 +73,14 @@ impl Platform for SimPlatform {
         interleave(point as u32).await;
     }
 
+    async fn sleep(&self, ns: u64) {
+        crate::executor::sleep(ns).await;
+    }
+
+    fn longest_save(&self) -> u64 {
+        self.longest_save
+    }
+
     fn planted(&self, fault: Planted) -> bool {
         self.planted == Some(fault)
     }
@@ -81,6 +94,11 @@ impl Platform for SimPlatform {
             && let Some(change) = current_change()
         {
             self.oracle.admitted(change, tag.0);
+        }
+        if let Event::Broken { id, .. } = event
+            && current_name().ends_with(AHEAD)
+        {
+            fail(format!("snapshot {id} broke by a save ahead of any change"));
         }
         self.savings.observe(event);
         self.races.observe(event);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tzero_block::ByteRange;
 use tzero_engine::Event;
-use tzero_originals::BrokenReason;
+use tzero_originals::{BrokenReason, SnapshotId};
 
 macro_rules! races {
     ($($name:ident = $text:literal,)*) => {
@@ -57,6 +57,13 @@ races! {
     CacheFull = "cache full: snapshot broken, host goes on",
     MapFull = "map cannot grow: snapshot broken, host goes on",
     SaveFailed = "payload cannot be written: snapshot broken, host goes on",
+    Ahead = "originals saved ahead of any change",
+    ReadReused = "slot of an original that its consumer has had is used again",
+    CacheHangs = "cache hangs: given up on, host goes on",
+    SlowedDown = "first write slowed down while a mover works and the cache is nearly full",
+    WaitedForSpace = "first write waits for a mover to make space in the full cache",
+    WriteFailed = "host write fails because a snapshot was made so",
+    MarkLost = "mark of a broken snapshot cannot be stored",
     BadOriginal = "original cannot be read from the base: that grain errors",
     Corrupted = "cache damaged: an error, never wrong bytes",
     SourceReadError = "source read error during a copy: the copy fails",
@@ -74,6 +81,8 @@ races! {
     CopyResumed = "copy resumed with the same T0",
     CopyGood = "copy declared good",
     OutboardGood = "outboard copy with originals up to its end equals T0",
+    OutboardToMarker = "outboard copy with originals up to its marker, copy-on-write going on, equals T0",
+    OutboardToAll = "outboard copy with all originals, copy-on-write going on, equals T0",
     SnapshotsAtOnce = "five snapshots or more at once",
 }
 
@@ -106,6 +115,8 @@ struct State {
     grain: u64,
     size: u64,
     standing: usize,
+    /// Snapshots that broke without a mark.
+    lost_marks: BTreeSet<SnapshotId>,
 }
 
 /// The counters of one schedule, and what is in flight in it.
@@ -217,11 +228,25 @@ impl Races {
                 BrokenReason::SaveFailed => state.reach(Race::SaveFailed),
                 BrokenReason::PowerLost | BrokenReason::BaseChanged | BrokenReason::Damaged => {}
             },
+            Event::MarkLost { id } => {
+                state.reach(Race::MarkLost);
+                state.lost_marks.insert(id);
+            }
+            Event::ReadReleased { .. } => state.reach(Race::ReadReused),
+            Event::CacheHangs => state.reach(Race::CacheHangs),
+            Event::SlowedDown => state.reach(Race::SlowedDown),
+            Event::WaitedForSpace => state.reach(Race::WaitedForSpace),
+            Event::WriteFailed => state.reach(Race::WriteFailed),
             Event::TrimHeldBack => state.reach(Race::TrimHeldBack),
             Event::HoleLeft => state.reach(Race::HoleLeft),
             Event::SaveWasted { .. } => state.reach(Race::SaveWasted),
             _ => {}
         }
+    }
+
+    /// Whether the snapshot is broken in a way that was not put on record at once: only its daemon knows.
+    pub fn mark_lost(&self, id: SnapshotId) -> bool {
+        self.state().lost_marks.contains(&id)
     }
 
     /// A save has begun (`true`) or is over.

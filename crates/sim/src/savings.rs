@@ -34,7 +34,10 @@ impl Savings {
             }
             Event::Freed { grain, cache_offset } => {
                 // Which of the grain's originals it was is not said.
-                held.originals.retain(|(other, _)| *other != grain.0);
+                let all: Vec<_> = held.originals.range((grain.0, 0)..=(grain.0, u64::MAX)).copied().collect();
+                all.iter().for_each(|original| {
+                    held.originals.remove(original);
+                });
                 if let Some(offset) = cache_offset {
                     held.slots.remove(&offset);
                 }

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU64;
 use tzero_block::{Action, ByteRange};
 use tzero_engine::{Planted, Recovered, SnapshotInfo, SnapshotState, Volume, VolumeOptions};
 use tzero_io::Notify;
-use tzero_originals::SnapshotId;
+use tzero_originals::{BrokenReason, OnFull, RangeSet, SnapshotId};
 
 use crate::contents::{Cells, Version};
 use crate::disk::{Disk, DiskOptions};
@@ -55,8 +55,21 @@ pub struct Known {
     pub release: bool,
     /// A mover works on it, or will again.
     pub private: bool,
+    /// What gives when the cache is full.
+    pub on_full: OnFull,
+    /// What it is of; empty: the whole volume.
+    pub scope: Vec<ByteRange>,
     /// Its copy-on-write was, or may have been, ended.
     pub ended: bool,
+}
+
+impl Known {
+    /// Whether it shows all of a range.
+    pub fn has_in_scope(&self, range: ByteRange) -> bool {
+        let mut scope = RangeSet::default();
+        self.scope.iter().for_each(|range| scope.insert(*range));
+        self.scope.is_empty() || scope.contains(range)
+    }
 }
 
 /// See the module.
@@ -87,7 +100,8 @@ pub struct Scene {
     pub process: Cell<Option<Process>>,
     /// Number of the running boot.
     pub boot: Cell<u8>,
-    planted: Option<Planted>,
+    /// The fault that is planted.
+    pub planted: Option<Planted>,
     ids: Arc<AtomicU64>,
     daemon: RefCell<Option<Daemon>>,
     known: RefCell<BTreeMap<u32, Known>>,
@@ -202,6 +216,11 @@ impl Scene {
         self.count_standing();
     }
 
+    /// Whether there is, or was, a snapshot that would rather see writes fail than break.
+    pub fn may_fail_writes(&self) -> bool {
+        self.known.borrow().values().any(|known| known.on_full == OnFull::FailWrites)
+    }
+
     /// Changes what is known of a snapshot.
     pub fn update(&self, number: u32, change: impl FnOnce(&mut Known)) {
         if let Some(known) = self.known.borrow_mut().get_mut(&number) {
@@ -255,6 +274,10 @@ impl Scene {
         let volume = self.daemon.borrow().clone()?.volume;
         let info = volume.snapshot_by_id(known.id)?;
         self.oracle.state_seen(known.number, is_broken(&info));
+        let full = matches!(info.state, SnapshotState::Broken { reason: BrokenReason::CacheFull, .. });
+        if full && known.on_full == OnFull::FailWrites {
+            fail(format!("snapshot {} broke of a full cache, and it was to fail writes instead", known.number));
+        }
         Some(info.state)
     }
 
@@ -283,6 +306,7 @@ impl Scene {
             savings: Savings::default(),
             planted: self.planted,
             ids: Arc::clone(&self.ids),
+            longest_save: self.plan.shape.longest_save_ns,
         };
         let options = VolumeOptions {
             name: "volume".into(),
@@ -290,6 +314,7 @@ impl Scene {
             grain: self.plan.shape.grain,
             boot_id: [self.boot.get(); 16],
             base_changed: false,
+            map_shape: self.plan.shape.map,
         };
         let (base, cache) = (self.base.open(process), self.cache.open(process));
         let storage = self.directory.open(process);
@@ -337,6 +362,8 @@ impl Scene {
                 id: info.id,
                 release: info.originals == tzero_originals::Originals::Release,
                 private: true,
+                on_full: info.on_full,
+                scope: info.scope.clone().unwrap_or_default(),
                 ended: false,
             });
             entry.id = info.id;

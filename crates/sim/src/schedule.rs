@@ -11,7 +11,7 @@ use crate::executor::{Crash, Executor, Process, Ran, Stuck, die, draw, fail, is_
 use crate::plan::{End, Plan};
 use crate::quiet::Quiet;
 use crate::races::Race;
-use crate::scene::{Known, Scene};
+use crate::scene::{Daemon, Known, Scene};
 use crate::snapshots;
 
 /// More steps than any schedule takes that still gets anywhere.
@@ -159,13 +159,18 @@ async fn stop(scene: &Rc<Scene>, process: Process) {
     }
     let closing = Rc::clone(scene);
     spawn(process, "daemon: close".into(), false, async move {
-        if let Err(error) = daemon.volume.close().await {
-            fail(format!("the volume cannot be closed: {error}"));
+        let failures = closing.directory.failures();
+        let closed = daemon.volume.close().await;
+        if is_dead(process) {
+            return;
         }
-        if !is_dead(process) {
-            closing.stopped_cleanly();
-            die(process);
+        match closed {
+            Ok(()) => closing.stopped_cleanly(),
+            // A stop that is not clean: as if it had been killed.
+            Err(_) if closing.directory.failures() != failures => {}
+            Err(error) => fail(format!("the volume cannot be closed: {error}")),
         }
+        die(process);
     });
 }
 
@@ -182,9 +187,17 @@ async fn last_look(scene: &Rc<Scene>) {
         // A deletion that a death interrupted is taken up, or not, by the next life.
         scene.daemon().await;
     }
-    let daemon = scene.daemon().await;
-    let statistics = daemon.volume.statistics();
-    let left = (statistics.originals.entries, statistics.originals.bytes, statistics.saving, statistics.snapshots);
+    let mut daemon = scene.daemon().await;
+    let left = |daemon: &Daemon| {
+        let statistics = daemon.volume.statistics();
+        (statistics.originals.entries, statistics.originals.bytes, statistics.saving, statistics.snapshots)
+    };
+    if left(&daemon) != (0, 0, 0, 0) && scene.directory.failures() > 0 {
+        // What could not be freed because the map could not be written is freed by the next start.
+        stop(scene, daemon.process).await;
+        daemon = scene.daemon().await;
+    }
+    let left = left(&daemon);
     if left != (0, 0, 0, 0) {
         fail(format!("entries, bytes, saves, snapshots left with nothing standing: {left:?}"));
     }

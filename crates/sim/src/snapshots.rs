@@ -3,29 +3,64 @@
 use std::rc::Rc;
 
 use tzero_block::{Action, ByteRange, Export};
-use tzero_engine::{SnapshotError, SnapshotKind};
+use tzero_engine::{OnFull, SnapshotError, SnapshotKind};
 use tzero_io::Buffer;
 use tzero_originals::Originals;
 
 use crate::clients::check_cover;
 use crate::executor::{cut_short, fail, spawn};
 use crate::oracle::Standing;
+use crate::platform::AHEAD;
 use crate::races::{Doing, Race};
 use crate::scene::{Known, Scene};
 
+/// What a new snapshot is to be.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// It releases.
+    pub release: bool,
+    /// It is a mover's.
+    pub private: bool,
+    /// What gives when the cache is full.
+    pub on_full: OnFull,
+    /// What it is of; empty: the whole volume.
+    pub scope: Vec<ByteRange>,
+}
+
+impl Wanted {
+    /// A mover's, of the whole volume.
+    pub fn private(release: bool) -> Self {
+        Self { release, private: true, on_full: OnFull::Break, scope: Vec::new() }
+    }
+}
+
 /// Takes a snapshot; `None` if that failed, or nobody knows.
-pub async fn create(scene: &Rc<Scene>, who: &str, release: bool, private: bool) -> Option<Known> {
+pub async fn create(scene: &Rc<Scene>, who: &str, wanted: Wanted) -> Option<Known> {
+    let Wanted { release, private, on_full, scope } = wanted;
     let daemon = scene.daemon().await;
     let number = scene.number_snapshot();
     let failures = scene.directory.failures();
     let doing = scene.races.begin(Doing::Create);
     scene.oracle.create_begins(number);
-    scene.learn(Known { number, id: tzero_originals::SnapshotId([0; 16]), release, private, ended: false });
+    scene.learn(Known {
+        number,
+        id: tzero_originals::SnapshotId([0; 16]),
+        release,
+        private,
+        on_full,
+        scope: scope.clone(),
+        ended: false,
+    });
     let volume = daemon.volume.clone();
     let originals = if release { Originals::Release } else { Originals::Keep };
-    let kind = SnapshotKind { originals, private };
+    let kind = SnapshotKind { originals, private, on_full };
     let name = format!("s{number}");
-    let result = scene.call_on(&daemon, who, async move { volume.create_snapshot(&name, kind).await }).await;
+    let result = scene
+        .call_on(&daemon, who, async move {
+            let scope = (!scope.is_empty()).then_some(&scope[..]);
+            volume.create_snapshot_of(&name, kind, scope).await
+        })
+        .await;
     drop(doing);
     match result? {
         Ok(info) => {
@@ -51,6 +86,7 @@ pub async fn delete(scene: &Rc<Scene>, who: &str, known: &Known) {
         return;
     }
     scene.oracle.delete_begins(known.number);
+    let failures = scene.directory.failures();
     let doing = scene.races.begin(Doing::Delete(known.number));
     let (volume, id) = (daemon.volume.clone(), known.id);
     let result = scene.call_on(&daemon, who, async move { volume.delete_snapshot(id).await }).await;
@@ -64,6 +100,7 @@ pub async fn delete(scene: &Rc<Scene>, who: &str, known: &Known) {
             scene.oracle.deleted(known.number);
             scene.count_standing();
         }
+        Some(Err(_)) if scene.directory.failures() != failures => scene.oracle.delete_failed(known.number),
         Some(Err(error)) => fail(format!("{who}: snapshot {} cannot be deleted: {error}", known.number)),
     }
 }
@@ -104,11 +141,37 @@ pub async fn release(scene: &Rc<Scene>, who: &str, known: &Known, ranges: &[Byte
 }
 
 /// Reads a view. With `stall` its client stops after so many polls of each read: goes away, or stalls for ever.
-pub async fn view(scene: &Rc<Scene>, who: &str, pick: u64, ranges: &[ByteRange], stall: Option<(u64, bool)>) {
+/// One that `consumes` says of a snapshot that releases what was delivered.
+pub async fn view(
+    scene: &Rc<Scene>,
+    who: &str,
+    pick: u64,
+    ranges: &[ByteRange],
+    stall: Option<(u64, bool)>,
+    consumes: bool,
+) {
     let Some(known) = scene.pick(pick, |known| !known.ended) else { return };
     for range in ranges {
         if !read_view(scene, who, &known, *range, stall).await {
             return;
+        }
+        if consumes && stall.is_none() && known.release && !known.private {
+            deliver(scene, who, &known, *range).await;
+        }
+    }
+}
+
+/// Says that a range was delivered to the snapshot's one consumer: from now on it may be released, whenever space is wanted.
+async fn deliver(scene: &Rc<Scene>, who: &str, known: &Known, range: ByteRange) {
+    let Some(range) = scene.covered(range) else { return };
+    let daemon = scene.daemon().await;
+    let failures = scene.directory.failures();
+    scene.oracle.release_begins(known.number, &[range]);
+    let (volume, id) = (daemon.volume.clone(), known.id);
+    if let Some(Err(error)) = scene.call_on(&daemon, who, async move { volume.mark_read(id, &[range]) }).await {
+        let gone = matches!(error, SnapshotError::Unknown | SnapshotError::NotLive);
+        if !gone && scene.directory.failures() == failures {
+            fail(format!("{who}: {range} of snapshot {} cannot be marked read: {error}", known.number));
         }
     }
 }
@@ -123,8 +186,9 @@ pub async fn read_view(
 ) -> bool {
     let daemon = scene.daemon().await;
     let cache_failures = scene.cache.failures(Action::Read);
+    let in_scope = known.has_in_scope(range);
     let refused = |what: &str| {
-        if !scene.may_refuse(known, range, cache_failures) {
+        if in_scope && !scene.may_refuse(known, range, cache_failures) {
             fail(format!("{who}: {what} of {range} of snapshot {} without a reason", known.number));
         }
         if scene.oracle.may_be_released(known.number, range) {
@@ -154,6 +218,10 @@ pub async fn read_view(
     drop(doing);
     match answer {
         None => false,
+        Some((_, Ok(()))) if !in_scope => {
+            fail(format!("{who}: {range} of snapshot {} was served outside its scope", known.number));
+            false
+        }
         Some((bytes, Ok(()))) => {
             scene.oracle.view_ends(&token, &bytes, who);
             true
@@ -181,7 +249,15 @@ pub async fn view_status(scene: &Rc<Scene>, who: &str, pick: u64, range: ByteRan
                 scene.oracle.view_hole(known.number, extent.range, who);
             }
         }
-        Some(Err(_)) if scene.may_refuse(&known, range, cache_failures) => {}
+        Some(Err(_)) if !known.has_in_scope(range) || scene.may_refuse(&known, range, cache_failures) => {}
         Some(Err(error)) => fail(format!("{who}: no status of {range} of snapshot {}: {error}", known.number)),
     }
+}
+
+/// Saves originals ahead of any change. Nothing may break by it.
+pub async fn ahead(scene: &Rc<Scene>, who: &str, range: ByteRange) {
+    let daemon = scene.daemon().await;
+    scene.races.reach(Race::Ahead);
+    let volume = daemon.volume.clone();
+    scene.call_on(&daemon, &format!("{who}{AHEAD}"), async move { volume.save_ahead(range).await }).await;
 }

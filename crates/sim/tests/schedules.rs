@@ -37,7 +37,7 @@ fn another_interleaving_of_the_same_plan_is_another_schedule() {
 
 #[test]
 fn kills_at_many_moments_of_one_schedule() {
-    let (runs, failed) = sweep(3, 5, 2, None);
+    let (runs, failed) = sweep(6, 5, 2, None);
     assert!(failed.is_none(), "{failed:?}");
     assert!(runs > 50, "{runs} kills");
 }
@@ -77,4 +77,10 @@ caught! {
     view_without_last_check_is_caught: ViewWithoutLastCheck,
     last_grain_forgotten_is_caught: LastGrainForgotten,
     bad_original_as_zeroes_is_caught: BadOriginalAsZeroes,
+    lost_mark_forgotten_is_caught: LostMarkForgotten,
+    scan_takes_newer_is_caught: ScanTakesNewer,
+    room_made_not_used_is_caught: RoomMadeNotUsed,
+    hung_slot_reused_is_caught: HungSlotReused,
+    ahead_breaks_is_caught: AheadBreaks,
+    marker_too_early_is_caught: MarkerTooEarly,
 }

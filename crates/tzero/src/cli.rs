@@ -1,25 +1,39 @@
 //! The command line, defined once: parser, help and errors follow from it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tzero_api::{Name, Size, SnapshotPath};
 use tzero_daemon::Address;
+
+use crate::arguments::{self, Deleted};
+use crate::destination::{Destination, Target};
 
 /// Backups of live block volumes, as of one instant.
 #[derive(Debug, Parser)]
 #[command(name = "tzero", version, disable_help_subcommand = true, infer_subcommands = false)]
 pub(crate) struct Cli {
-    /// State directory [default: /var/lib/tzero for root, else $XDG_STATE_HOME/tzero or ~/.local/state/tzero]
-    #[arg(long, global = true, env = "TZERO_STATE", hide_env_values = true, value_name = "DIR")]
+    // Of an option given twice the last counts, as for those that stand before and after the command.
+    /// State directory [env: TZERO_STATE] [default: /var/lib/tzero for root, else $XDG_STATE_HOME/tzero or ~/.local/state/tzero]
+    #[arg(long, global = true, overrides_with = "state", value_name = "DIR", value_parser = path())]
     pub(crate) state: Option<PathBuf>,
 
     /// Print one JSON object a line; the last line is the result
-    #[arg(long, global = true)]
+    #[arg(long, global = true, overrides_with = "json")]
     pub(crate) json: bool,
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(arguments::path)
+}
+
+fn copy() -> impl TypedValueParser<Value = OsString> {
+    OsStringValueParser::new().try_map(arguments::copy)
 }
 
 #[derive(Debug, Subcommand)]
@@ -48,7 +62,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
     /// Where to work; removed afterwards is what was made in it [default: the temporary directory]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = path())]
     pub(crate) dir: Option<PathBuf>,
 
     /// Size of the volume
@@ -59,11 +73,11 @@ pub(crate) struct Demo {
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     /// Configuration (TOML) that declares volumes and where to listen
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub(crate) config: Option<PathBuf>,
 
     /// Where NBD clients connect: unix:PATH or tcp:HOST:PORT (loopback) [default: unix:STATE/nbd.sock]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = arguments::address)]
     pub(crate) nbd: Vec<Address>,
 }
 
@@ -91,18 +105,19 @@ pub(crate) struct VolumeAdd {
     pub(crate) name: Name,
 
     /// File or block device that holds its bytes
+    #[arg(value_parser = path())]
     pub(crate) base: PathBuf,
 
     /// Unit in which originals are saved: a power of two from 512 to 1M [default: 4K]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = arguments::grain)]
     pub(crate) grain: Option<Size>,
 
     /// Directory for originals, not on the base itself [default: the state directory]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = path())]
     pub(crate) cache_dir: Option<PathBuf>,
 
     /// Most bytes of originals on disk [default: what the file system has]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = arguments::limit)]
     pub(crate) cache_limit: Option<Size>,
 
     /// Read and write the base past the page cache
@@ -115,6 +130,7 @@ pub(crate) enum Snapshot {
     /// Take a snapshot of a volume
     Create {
         /// Its name within the volume
+        #[arg(value_parser = arguments::new_snapshot)]
         snapshot: Name,
         /// The volume
         #[arg(required = true)]
@@ -135,7 +151,7 @@ pub(crate) enum Snapshot {
     /// Delete a snapshot; whoever reads it gets errors
     Delete {
         /// VOLUME@SNAPSHOT, or SNAPSHOT where only one volume has one of that name
-        snapshot: String,
+        snapshot: Deleted,
     },
 }
 
@@ -150,12 +166,12 @@ pub(crate) enum Mode {
 #[derive(Debug, Args)]
 pub(crate) struct Backup {
     /// VOLUME, VOLUME@SNAPSHOT, or the PATH of a file or device
-    #[arg(required = true, value_name = "SOURCE")]
-    pub(crate) source: Vec<String>,
+    #[arg(required = true, value_name = "SOURCE", value_parser = OsStringValueParser::new().try_map(arguments::something))]
+    pub(crate) source: Vec<OsString>,
 
     /// Where the copy goes: image:PATH or PATH
-    #[arg(long = "to", value_name = "DEST")]
-    pub(crate) destination: String,
+    #[arg(long = "to", value_name = "DEST", value_parser = OsStringValueParser::new().try_map(Destination::parse))]
+    pub(crate) destination: Destination,
 
     /// How to copy
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
@@ -181,28 +197,32 @@ pub(crate) enum Copy {
     /// One copy
     Show {
         /// Id, unique prefix, or path of the copy or its manifest
-        copy: String,
+        #[arg(value_parser = copy())]
+        copy: OsString,
     },
     /// Compare a copy with the digests of its time zero
     Verify {
         /// Id, unique prefix, or path of the copy or its manifest
-        copy: String,
+        #[arg(value_parser = copy())]
+        copy: OsString,
     },
     /// Delete a copy
     Remove {
         /// Id, unique prefix, or path of the copy or its manifest
-        copy: String,
+        #[arg(value_parser = copy())]
+        copy: OsString,
     },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Restore {
     /// Id, unique prefix, or path of the copy or its manifest
-    pub(crate) copy: String,
+    #[arg(value_parser = copy())]
+    pub(crate) copy: OsString,
 
     /// File or block device to write
-    #[arg(long = "to", value_name = "TARGET")]
-    pub(crate) target: String,
+    #[arg(long = "to", value_name = "TARGET", value_parser = OsStringValueParser::new().try_map(Target::parse))]
+    pub(crate) target: Target,
 
     /// Overwrite a target that holds something
     #[arg(long)]
@@ -245,6 +265,24 @@ mod tests {
     }
 
     #[test]
+    fn of_a_global_option_given_twice_the_last_counts() {
+        for line in [
+            "tzero --state /r --state /s --json --json volume list",
+            "tzero --state /r --json volume --state /q list --json --state /s",
+            "tzero volume list --json --state /r --json --state /s",
+        ] {
+            let cli = parse(line).unwrap();
+            assert!(cli.json, "{line}");
+            assert_eq!(cli.state, Some("/s".into()), "{line}");
+        }
+        for line in
+            ["tzero backup v --to x --to y", "tzero backup v --to x --verify --verify", "tzero --state= volume list"]
+        {
+            assert_eq!(parse(line).map(drop).map_err(|error| error.exit_code()), Err(2), "{line}");
+        }
+    }
+
+    #[test]
     fn what_later_versions_have_does_not_exist() {
         for line in [
             "tzero volume add v /b --memory-limit 1M",
@@ -261,6 +299,12 @@ mod tests {
             "tzero backup v --to x --incremental",
             "tzero backup v --to x --rate 1M/s",
             "tzero backup v --to x --toc",
+            "tzero backup v --to archive:x",
+            "tzero backup v --to tape:x",
+            "tzero backup v --to repo:x",
+            "tzero backup v --to image:nbd+unix:///x",
+            "tzero restore x --to volume:v",
+            "tzero restore - --to y",
             "tzero copy prune --keep-last 1",
             "tzero copy verify x --source",
             "tzero restore x --to y --range 0+1",
@@ -282,6 +326,10 @@ mod tests {
             "tzero serve --nbd tcp:0.0.0.0:10809",
             "tzero backup --to x",
             "tzero backup v",
+            "tzero volume add v /b --grain 3K",
+            "tzero volume add v /b --cache-limit 0",
+            "tzero snapshot create backup-0badcafe v",
+            "tzero snapshot delete a@b@c",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

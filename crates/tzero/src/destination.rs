@@ -1,43 +1,75 @@
 //! Where copies go and where they are restored to.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::ending::Ending;
+/// What begins the destinations that later versions have.
+const LATER: [&str; 3] = ["archive:", "tape:", "repo:"];
+const IMAGE: &[u8] = b"image:";
+const NBD: &[u8] = b"nbd+unix:";
+const VOLUME: &[u8] = b"volume:";
 
-/// Finds the file or device that `--to` of a backup means. `volume` names the image in a directory.
-pub(crate) fn backup_destination(text: &str, volume: &str) -> Result<PathBuf, Ending> {
-    if let Some((kind, _)) = text.split_once(':')
-        && matches!(kind, "archive" | "tape" | "repo")
-    {
-        return Err(Ending::usage(format!("{text}: this version writes images only, to image:PATH")));
-    }
-    let path = text.strip_prefix("image:").unwrap_or(text);
-    if path.starts_with("nbd+unix:") {
-        return Err(Ending::usage(format!("{text}: this version writes images to files and block devices only")));
-    }
-    if path.is_empty() {
-        return Err(Ending::usage("the destination is empty: write image:PATH"));
-    }
-    let path = Path::new(path);
-    let is_directory = path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.is_dir();
-    Ok(if is_directory { path.join(format!("{volume}.img")) } else { path.to_owned() })
+/// Why a text is no place to write to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PlaceError {
+    #[error("this version writes images only: write image:PATH")]
+    ImagesOnly,
+    #[error("this version writes images to files and block devices only: write image:PATH")]
+    FilesOnly,
+    #[error("it is empty: write image:PATH")]
+    NoDestination,
+    #[error("this version restores to files and block devices only: write the path of one")]
+    RestoresToFilesOnly,
+    #[error("it is empty: write the path of a file or block device")]
+    NoTarget,
 }
 
-/// Finds the file or device that `--to` of a restore means.
-pub(crate) fn restore_target(text: &str) -> Result<PathBuf, Ending> {
-    if text.starts_with("nbd+unix:") || text.starts_with("volume:") {
-        return Err(Ending::usage(format!("{text}: this version restores to files and block devices only")));
+/// What `--to` of a backup means: a file, a block device, or a directory of files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Destination(PathBuf);
+
+impl Destination {
+    pub(crate) fn parse(text: OsString) -> Result<Self, PlaceError> {
+        let bytes = text.as_bytes();
+        if LATER.iter().any(|kind| bytes.starts_with(kind.as_bytes())) {
+            return Err(PlaceError::ImagesOnly);
+        }
+        match bytes.strip_prefix(IMAGE).unwrap_or(bytes) {
+            b"" => Err(PlaceError::NoDestination),
+            path if path.starts_with(NBD) => Err(PlaceError::FilesOnly),
+            path => Ok(Self(OsStr::from_bytes(path).into())),
+        }
     }
-    match text.strip_prefix("image:").unwrap_or(text) {
-        "" => Err(Ending::usage("the target is empty: write the path of a file or block device")),
-        path => Ok(path.into()),
+
+    /// The file or block device. `volume` names the image in a directory.
+    pub(crate) fn path(&self, volume: &str) -> PathBuf {
+        let is_directory = self.0.as_os_str().as_bytes().ends_with(b"/") || self.0.is_dir();
+        if is_directory { self.0.join(format!("{volume}.img")) } else { self.0.clone() }
+    }
+}
+
+/// What `--to` of a restore means: a file or a block device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target(PathBuf);
+
+impl Target {
+    pub(crate) fn parse(text: OsString) -> Result<Self, PlaceError> {
+        let bytes = text.as_bytes();
+        match bytes.strip_prefix(IMAGE).unwrap_or(bytes) {
+            b"" => Err(PlaceError::NoTarget),
+            path if path.starts_with(NBD) || path.starts_with(VOLUME) => Err(PlaceError::RestoresToFilesOnly),
+            path => Ok(Self(OsStr::from_bytes(path).into())),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tzero_api::Exit;
-
     use super::*;
 
     #[test]
@@ -49,30 +81,24 @@ mod tests {
             ("image:x.img", "x.img"),
             ("image:/a/b", "/a/b"),
             ("a:b", "a:b"),
+            ("./archive:b", "./archive:b"),
             ("image:missing/", "missing/v.img"),
             (directory, &format!("{directory}/v.img")),
         ] {
-            assert_eq!(backup_destination(text, "v").unwrap(), Path::new(path));
+            assert_eq!(Destination::parse(text.into()).unwrap().path("v"), Path::new(path));
         }
     }
 
     #[test]
-    fn what_is_not_there_yet_is_bad_usage() {
-        for text in [
-            "archive:-",
-            "archive:/x",
-            "tape:/dev/nst0",
-            "repo:/r",
-            "image:nbd+unix:///x?socket=/s",
-            "nbd+unix:///",
-            "",
-            "image:",
-        ] {
-            assert_eq!(backup_destination(text, "v").unwrap_err().exit, Exit::Usage, "{text}");
+    fn what_is_not_there_yet_is_no_place() {
+        for text in
+            ["archive:-", "archive:/x", "tape:/dev/nst0", "repo:/r", "image:nbd+unix:///x?socket=/s", "", "image:"]
+        {
+            assert!(Destination::parse(text.into()).is_err(), "{text}");
         }
-        for text in ["nbd+unix:///", "volume:v", ""] {
-            assert_eq!(restore_target(text).unwrap_err().exit, Exit::Usage, "{text}");
+        for text in ["nbd+unix:///", "image:nbd+unix:///", "volume:v", "", "image:"] {
+            assert!(Target::parse(text.into()).is_err(), "{text}");
         }
-        assert_eq!(restore_target("/dev/sdx").unwrap(), Path::new("/dev/sdx"));
+        assert_eq!(Target::parse("/dev/sdx".into()).unwrap().path(), Path::new("/dev/sdx"));
     }
 }

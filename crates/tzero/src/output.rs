@@ -1,14 +1,15 @@
 //! What goes to standard output: lines for people, or JSON objects for programs.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::process;
 
 use serde::Serialize;
 use serde_json::json;
-use tzero_api::Exit;
 
 use crate::ending::Ending;
+use crate::printable::printable;
+use crate::stdout;
 
 /// Standard output in one of its two forms.
 #[derive(Clone, Copy, Debug)]
@@ -20,22 +21,38 @@ impl Output {
     /// A line for people.
     pub(crate) fn line(&self, line: impl Display) {
         if !self.json {
-            self.raw(format!("{line}\n").as_bytes());
+            self.raw(format!("{}\n", printable(&line.to_string())).as_bytes());
         }
     }
 
-    /// An object for programs: an event, or (as the last line) the result.
-    pub(crate) fn object(&self, object: &impl Serialize) {
-        if self.json {
-            let mut line = serde_json::to_vec(object).expect("what is printed has text for keys");
-            line.push(b'\n');
-            self.raw(&line);
+    /// An object for programs about work that goes on.
+    pub(crate) fn event(&self, event: &impl Serialize) {
+        if let Some(line) = self.encoded(event) {
+            stdout::event(line);
         }
     }
 
     /// The result: an object with one key for programs; people have had their lines.
     pub(crate) fn result(&self, key: &str, value: &impl Serialize) {
-        self.object(&json!({ key: value }));
+        if let Some(line) = self.encoded(&BTreeMap::from([(key, value)])) {
+            self.raw(&line);
+        }
+    }
+
+    fn encoded(&self, object: &impl Serialize) -> Option<Vec<u8>> {
+        if !self.json {
+            return None;
+        }
+        match serde_json::to_vec(object) {
+            Ok(mut line) => {
+                line.push(b'\n');
+                Some(line)
+            }
+            Err(error) => {
+                stdout::cannot_say(error);
+                None
+            }
+        }
     }
 
     /// A table for people; the first row is its head.
@@ -47,16 +64,7 @@ impl Output {
 
     /// Bytes as they are.
     pub(crate) fn raw(&self, bytes: &[u8]) {
-        let mut stdout = io::stdout().lock();
-        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-            Ok(()) => {}
-            // The reader has seen enough (`| head`).
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => process::exit(Exit::AsAsked.code().into()),
-            Err(error) => {
-                notice(format!("standard output cannot be written: {error}"));
-                process::exit(Exit::Failed.code().into());
-            }
-        }
+        stdout::write(bytes);
     }
 
     /// Reports how a command ended otherwise than asked.
@@ -69,16 +77,17 @@ impl Output {
 /// A line on standard error.
 pub(crate) fn notice(sentence: impl Display) {
     // Nobody is left to tell where standard error is gone.
-    let _ = writeln!(io::stderr(), "tzero: {sentence}");
+    let _ = writeln!(io::stderr(), "tzero: {}", printable(&sentence.to_string()));
 }
 
 fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
         .collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
@@ -114,6 +123,7 @@ mod tests {
         ];
         assert_eq!(table(&rows), "NAME         STATE\na-long-name  ok\nb\n");
         assert_eq!(table(&[]), "");
+        assert_eq!(table(&[vec!["a\nb".into(), "c".into()]]), "a\\nb  c\n", "a name makes no line of its own");
     }
 
     #[test]

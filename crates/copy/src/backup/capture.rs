@@ -6,6 +6,7 @@ use tzero_block::ByteRange;
 use tzero_io::{Task, blocking, spawn};
 
 use crate::error::DaemonFault;
+use crate::released::Released;
 use crate::session::Session;
 
 /// A report goes out once this many bytes are safe,
@@ -19,14 +20,15 @@ type Reported = (Session, Result<(), DaemonFault>);
 pub(crate) struct Captures {
     idle: Option<Session>,
     running: Option<Task<Reported>>,
+    released: Released,
     waiting: Vec<ByteRange>,
     bytes: u64,
     last: Instant,
 }
 
 impl Captures {
-    pub(crate) fn new(session: Session) -> Self {
-        Self { idle: Some(session), running: None, waiting: Vec::new(), bytes: 0, last: Instant::now() }
+    pub(crate) fn new(session: Session, released: Released) -> Self {
+        Self { idle: Some(session), running: None, released, waiting: Vec::new(), bytes: 0, last: Instant::now() }
     }
 
     /// The range is safe in the destination beyond this process's death, and recorded in the journal.
@@ -45,6 +47,8 @@ impl Captures {
     async fn report(&mut self) -> Result<(), DaemonFault> {
         let mut session = self.settle().await?;
         let ranges = std::mem::take(&mut self.waiting);
+        // Before it goes out: whether a report that is never answered arrived cannot be known.
+        ranges.iter().for_each(|range| self.released.insert(*range));
         self.bytes = 0;
         self.last = Instant::now();
         self.running = Some(spawn(blocking(move || {

@@ -2,31 +2,28 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use tzero_api::mover::Request;
-use tzero_io::{blocking, is_zero, system};
+use tzero_io::blocking;
 
 use crate::backup::{BackupRequest, BackupSource};
+use crate::blank::is_blank;
 use crate::error::{FileAction, Refusal, ResumeFault};
-use crate::journal::{Claim, Journal, JournalFault, JournalHeader, Left};
+use crate::journal::{Claim, Journal, JournalHeader, Left};
+use crate::opening::{open_device_for_writing, refuse_locked};
 use crate::placement::{Identity, lies_on};
-use crate::restore::{open_device_for_writing, refuse_locked};
 use crate::session::Session;
 use crate::site::Site;
-use crate::{Catalogue, Copy, Error, Event, Notice, Observer};
+use crate::{Catalogue, Copy, Error, Event, Notice, Observer, abandoned, opening};
 
-/// How much of a device's start and end must be zero for it to be blank.
-const BLANK: u64 = 1 << 20;
-/// How many places between them are looked at.
-const BLANK_SAMPLES: u64 = 64;
-
-/// Refuses a destination on which something stands that the request does not allow to be replaced, and one that is
-/// locked: a served volume's base is never replaced. Writes nothing.
+/// Refuses a destination on which something stands that the request does not allow to be replaced, one that is locked
+/// (a served volume's base is never replaced), and one beside which are files of somebody else's. Writes nothing.
 pub(crate) fn inspect(site: &Site, request: &BackupRequest, volume: Option<&str>) -> Result<(), Error> {
+    site.refuse_foreign(|| !abandoned::known(site, &request.state).is_empty())?;
     if site.device.is_none() {
-        match File::open(&site.image) {
+        match opening::open(&site.image) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(_) if request.replace => {}
             Err(error) => return Err(Error::file(FileAction::Open, &site.image)(error)),
@@ -55,13 +52,21 @@ pub(crate) fn refuse_source(site: &Site, sources: &[Identity]) -> Result<(), Err
     Ok(())
 }
 
-/// Takes the right to write the destination.
-pub(crate) fn claim(site: &Site) -> Result<Claim, Error> {
-    match Claim::take(&site.journal) {
-        Ok(claim) => Ok(claim),
-        Err(JournalFault::Locked) => Err(Error::refused(&site.image, Refusal::Busy)),
-        Err(JournalFault::Io(source)) => Err(Error::file(FileAction::Create, &site.journal)(source)),
+/// What a resumed run goes on with.
+///
+/// # Errors
+/// When there is no journal, with the way to give up whatever is left without one.
+pub(crate) fn claim_left(site: &Site, request: &BackupRequest) -> Result<(Claim, Left), Error> {
+    let nothing = || match abandoned::known(site, &request.state).first() {
+        Some(snapshot) => Error::JournalLost { path: site.image.clone(), way: abandoned::way(site, snapshot) },
+        None => Error::Resume { path: site.image.clone(), fault: ResumeFault::Nothing },
+    };
+    if !site.journal.exists() {
+        return Err(nothing());
     }
+    let claim = site.claim()?;
+    let left = load(&claim, site)?.ok_or_else(nothing)?;
+    Ok((claim, left))
 }
 
 /// What an interrupted run left.
@@ -85,11 +90,17 @@ pub(crate) async fn create(
     header: JournalHeader,
     observer: Observer<'_>,
 ) -> Result<Opened, Error> {
-    let claim = claim(site)?;
+    let claim = site.claim()?;
     let created = create_claimed(site, &claim, request, header, observer).await;
-    if created.is_err() && matches!(claim.load(), Ok(None)) {
-        let _ = site.discard_partial();
-        let _ = claim.remove();
+    if let Err(error) = &created
+        && matches!(claim.load(), Ok(None))
+    {
+        // What is beside may be somebody else's: then only an empty journal can be this run's.
+        let is_foreign = matches!(error, Error::Foreign { .. });
+        let is_clear = if is_foreign { !claim.is_begun().unwrap_or(true) } else { site.discard_partial().is_ok() };
+        if is_clear {
+            let _ = claim.remove();
+        }
     }
     created
 }
@@ -111,13 +122,10 @@ async fn create_claimed(
     let file = if site.device.is_some() {
         let file = open_device_for_writing(&site.image, size)?;
         let unfinished = left.is_some();
-        if !request.replace
-            && !unfinished
-            && !is_blank(&file, size).map_err(Error::file(FileAction::Read, &site.image))?
-        {
+        if !request.replace && !unfinished && !is_blank(&file).map_err(Error::file(FileAction::Read, &site.image))? {
             return Err(Error::refused(&site.image, Refusal::NotBlank));
         }
-        undeclare(site, request)?;
+        Catalogue::new(&request.state).retire(site)?;
         claim.clear().map_err(failed(FileAction::Write))?;
         file
     } else {
@@ -130,15 +138,6 @@ async fn create_claimed(
     header.device = site.device.clone();
     let journal = claim.start(header).map_err(failed(FileAction::Create))?;
     Ok(Opened { file, journal })
-}
-
-/// The copy that a device holds is none from here on, durably.
-fn undeclare(site: &Site, request: &BackupRequest) -> Result<(), Error> {
-    if let Some(old) = site.load().ok().flatten() {
-        Catalogue::new(&request.state).forget(old.id)?;
-    }
-    crate::durable::remove(&site.manifest).map_err(Error::file(FileAction::Remove, &site.manifest))?;
-    site.discard_partial()
 }
 
 async fn discard_unfinished(
@@ -155,13 +154,27 @@ async fn discard_unfinished(
     if let (Some(snapshot), BackupSource::Volume { mover_socket, .. }) = (&old.snapshot, &request.source)
         && snapshot.private
     {
-        let resume = Request::Resume { volume: old.volume.name.clone(), snapshot_id: snapshot.id.clone() };
+        let resume =
+            Request::Resume { volume: old.volume.name.clone(), snapshot_id: snapshot.id.clone(), destination: None };
         let socket = mover_socket.clone();
         // The snapshot may be gone, and the volume too: then there is nothing to give up.
         let _ = blocking(move || Session::open(&socket, &resume).and_then(|opened| opened.session.abandon())).await;
     }
     observer(&Event::Notice(Notice::Discarded { path: site.image.clone(), t0: old.t0 }));
     Ok(())
+}
+
+/// The copy that the journal is of, if it was declared already, durably.
+///
+/// # Errors
+/// When its names cannot be made durable: then it is not declared yet, and can go on.
+pub(crate) fn declared(site: &Site, left: &Left) -> Result<Option<Copy>, Error> {
+    let Some(manifest) = site.load().ok().flatten().filter(|manifest| manifest.id == left.header.copy) else {
+        return Ok(None);
+    };
+    // The run that gave the names may have ended on just this.
+    site.sync_names()?;
+    Ok(Some(Copy::new(site.clone(), manifest)))
 }
 
 /// After an interrupted run that came as far as the declaration: what is left of it goes, and the catalogue hears of
@@ -194,7 +207,8 @@ pub(crate) fn reopen(site: &Site, header: &JournalHeader) -> Result<File, Error>
         }
         return open_device_for_writing(&site.image, header.volume.size);
     }
-    let file = match File::options().read(true).write(true).open(&site.partial) {
+    let options = &mut File::options();
+    let file = match options.read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&site.partial) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone()),
         other => other.map_err(Error::file(FileAction::Open, &site.partial))?,
     };
@@ -203,28 +217,4 @@ pub(crate) fn reopen(site: &Site, header: &JournalHeader) -> Result<File, Error>
         return Err(gone());
     }
     Ok(file)
-}
-
-/// Whether a device looks as if it held nothing: its start, its end, and samples in between are zero.
-fn is_blank(device: &File, size: u64) -> io::Result<bool> {
-    let size = system::device_size(device)?.max(size);
-    let mut bytes = vec![0; BLANK.min(size) as usize];
-    device.read_exact_at(&mut bytes, 0)?;
-    if !is_zero(&bytes) {
-        return Ok(false);
-    }
-    let tail = size - bytes.len() as u64;
-    device.read_exact_at(&mut bytes, tail)?;
-    if !is_zero(&bytes) {
-        return Ok(false);
-    }
-    let sample = &mut bytes[..4096.min(size as usize)];
-    for index in 1..BLANK_SAMPLES {
-        let at = (size / BLANK_SAMPLES * index).min(size - sample.len() as u64);
-        device.read_exact_at(sample, at)?;
-        if !is_zero(sample) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }

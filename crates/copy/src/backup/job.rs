@@ -6,23 +6,26 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tzero_api::mover::FailureCode;
 use tzero_block::{ByteRange, FileDevice};
 use tzero_io::{blocking, system};
 
 use super::capture::Captures;
 use super::destination::enter;
 use super::landing::{FlushBehind, Landing};
+use super::stop::Stop;
 use crate::digests::chunk_range;
-use crate::error::{DaemonFault, FileAction, Incomplete, ResumeFault, StopCause};
-use crate::flow::{self, End, Landed, Outcome, Sink, Step, Target};
+use crate::error::{DaemonFault, FileAction, Incomplete, StopCause};
+use crate::flow::{self, End, Step, Target};
+use crate::forbidden::refuse_forbidden;
 use crate::journal::{ChunkRecord, Journal};
-use crate::manifest::{ImageRecord, Manifest, ManifestFields, ModeUsed};
+use crate::manifest::{ImageRecord, Manifest, ManifestFields, ModeUsed, Protection};
+use crate::opening::refuse_locked;
+use crate::released::Released;
 use crate::session::Session;
-use crate::site::Site;
-use crate::source::{PlainSource, Source};
+use crate::site::{Site, Undeclared};
+use crate::source::Source;
 use crate::verify::{Expected, compare};
-use crate::{Cancel, Copy, Error, Event, Notice, Observer, Phase, Timestamp};
+use crate::{Cancel, Copy, Error, Event, Notice, Observer, Phase, Timestamp, durable, opening};
 
 /// A copy in the making.
 pub(crate) struct Job<'a, S> {
@@ -30,6 +33,8 @@ pub(crate) struct Job<'a, S> {
     /// What to call it: `VOLUME`, `VOLUME@SNAPSHOT`, or a path.
     pub(crate) source_name: String,
     pub(crate) session: Option<Session>,
+    /// What the source can never give again.
+    pub(crate) released: Released,
     pub(crate) site: Site,
     pub(crate) file: File,
     pub(crate) journal: Journal,
@@ -44,44 +49,39 @@ pub(crate) struct Job<'a, S> {
     pub(crate) cancel: &'a Cancel,
 }
 
+/// What is to be said of a copy beside its bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Judgement {
+    /// Why it is not what was asked for, if it is not.
+    pub(crate) reason: Option<String>,
+    /// What protected a plain source.
+    pub(crate) protection: Option<Protection>,
+}
+
 /// What a finished run has to tell.
 pub(crate) struct Finished {
     pub(crate) copy: Copy,
     pub(crate) verified: bool,
 }
 
-/// Why a run stopped: for good, or until it is resumed.
-pub(crate) enum Stop {
-    Final(Error),
-    Resumable(StopCause),
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Target { source, .. } if source.is_no_space() => Self::Resumable(StopCause::Full),
-            Error::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                Self::Resumable(StopCause::Full)
-            }
-            Error::Daemon { fault, .. } if fault.is_passing() => Self::Resumable(StopCause::Daemon(fault)),
-            error => Self::Final(error),
-        }
-    }
-}
-
 impl<S: Source> Job<'_, S> {
-    /// Copies what is not copied yet and declares the copy. `reason` tells, after the last byte was read, why the copy
-    /// is not what was asked for, if it is not.
+    /// Copies what is not copied yet and declares the copy. `judge` tells, after the last byte was read, what the source
+    /// made of it.
     ///
     /// # Errors
     /// [`Error::Incomplete`] leaves everything for a resumed run; any other leaves nothing.
-    pub(crate) async fn run(mut self, reason: impl FnOnce() -> Option<String>) -> Result<Finished, Error> {
+    pub(crate) async fn run(mut self, judge: impl FnOnce() -> Judgement) -> Result<Finished, Error> {
+        if let Err(stop) = self.make_known().await {
+            return Err(self.stop(stop).await);
+        }
         let already = self.done();
         let header = &self.journal.header;
         (self.observer)(&Event::Begun {
             copy: header.copy,
             volume: header.volume.name.clone(),
+            volume_id: header.volume.id.clone(),
             snapshot: header.snapshot.as_ref().map(|snapshot| snapshot.name.clone()),
+            snapshot_id: header.snapshot.as_ref().map(|snapshot| snapshot.id.clone()),
             t0: header.t0,
             size: header.volume.size,
             pause_us: header.pause_us,
@@ -92,21 +92,45 @@ impl<S: Source> Job<'_, S> {
             Ok(verified) => verified,
             Err(stop) => return Err(self.stop(stop).await),
         };
-        let manifest = self.manifest(reason());
-        let manifest = match manifest.and_then(|manifest| {
-            self.site.declare(&manifest, self.replace)?;
-            Ok(manifest)
-        }) {
+        let ready = self.manifest(judge()).and_then(|manifest| self.refuse_base().map(|()| manifest));
+        let manifest = match ready {
             Ok(manifest) => manifest,
             Err(error) => return Err(self.stop(error.into()).await),
         };
+        match self.site.declare(&manifest, self.replace) {
+            Ok(()) => {}
+            Err(Undeclared::Before(error)) => return Err(self.stop(error.into()).await),
+            Err(Undeclared::After(error)) => {
+                return Err(self.stop(Stop::Resumable(StopCause::Unnamed(Box::new(error)))).await);
+            }
+        }
         (self.observer)(&Event::Progress { phase: Phase::Declare, done: 1, total: 1 });
         let copy = Copy::new(self.site.clone(), manifest);
         self.close(&copy).await;
         Ok(Finished { copy, verified })
     }
 
-    fn range_of(&self, index: u64) -> ByteRange {
+    /// The snapshot outlives this run from here on; an earlier run said so before.
+    async fn make_known(&mut self) -> Result<(), Stop> {
+        if self.resumed {
+            return Ok(());
+        }
+        self.ask(Session::recorded).await
+    }
+
+    /// Has the daemon answer, if there is one.
+    async fn ask(&mut self, ask: fn(&mut Session) -> Result<(), DaemonFault>) -> Result<(), Stop> {
+        let Some(mut session) = self.session.take() else { return Ok(()) };
+        let (session, result) = blocking(move || {
+            let result = ask(&mut session);
+            (session, result)
+        })
+        .await;
+        self.session = Some(session);
+        result.map_err(|fault| Error::daemon(&self.source_name)(fault).into())
+    }
+
+    pub(super) fn range_of(&self, index: u64) -> ByteRange {
         let header = &self.journal.header;
         chunk_range(index, header.chunk, header.volume.size)
     }
@@ -123,14 +147,15 @@ impl<S: Source> Job<'_, S> {
         ranges
     }
 
-    fn done(&self) -> u64 {
+    pub(super) fn done(&self) -> u64 {
         self.records.keys().map(|index| self.range_of(*index).len()).sum()
     }
 
     /// Everything up to the point where only names are missing.
     async fn work(&mut self) -> Result<bool, Stop> {
         if self.resumed {
-            self.distrust_another_boot().await?;
+            self.recheck().await?;
+            self.refuse_released()?;
         }
         self.copy().await?;
         self.flush().await?;
@@ -138,49 +163,27 @@ impl<S: Source> Job<'_, S> {
             self.read_back().await?;
         }
         self.source.check().map_err(|fault| self.source_fault(ByteRange::new(0, self.source.size()), fault))?;
-        if let Some(mut session) = self.session.take() {
-            let (session, result) = blocking(move || {
-                let result = session.check();
-                (session, result)
-            })
-            .await;
-            self.session = Some(session);
-            result.map_err(|fault| self.daemon_fault(fault))?;
-        }
+        self.ask(Session::check).await?;
         Ok(self.verify)
     }
 
-    /// After a restart of the machine, what was written may be lost although the journal has it: read it again.
-    async fn distrust_another_boot(&mut self) -> Result<(), Stop> {
-        let boot = system::boot_id().map_err(Error::Runtime)?;
-        if crate::hex::decode(&self.journal.header.boot) == Some(boot) || self.records.is_empty() {
-            return Ok(());
+    /// What is missing must still be there to be read. What was captured once and is missing now, by whatever loss of
+    /// journal or image, is not: the source would give later bytes for it.
+    fn refuse_released(&self) -> Result<(), Stop> {
+        let missing = (0..self.journal.header.chunks()).filter(|index| !self.records.contains_key(index));
+        match missing.map(|index| self.range_of(index)).find(|range| self.released.overlaps(*range)) {
+            None => Ok(()),
+            Some(range) => Err(Stop::Final(Error::Lost {
+                source_name: self.source_name.clone(),
+                path: self.site.image.clone(),
+                range,
+                // A device is not blank any more.
+                replace: self.replace || self.site.device.is_some(),
+            })),
         }
-        let device = self.reader()?;
-        let records = &self.records;
-        let steps = records.iter().map(|(index, record)| Step {
-            index: *index,
-            range: self.range_of(*index),
-            expect: Some(record.digest),
-        });
-        let mut recheck = Recheck { lost: Vec::new() };
-        let mut image = PlainSource::new(Arc::new(device), self.source.size());
-        if flow::run(&mut image, None::<Target<FileDevice>>, steps, self.cancel, &mut recheck).await? == End::Cancelled
-        {
-            return Err(Stop::Resumable(StopCause::Cancelled));
-        }
-        for index in &recheck.lost {
-            self.records.remove(index);
-            self.journal.append_lost(*index).map_err(Error::file(FileAction::Write, &self.site.journal))?;
-        }
-        if !recheck.lost.is_empty() {
-            let chunks = recheck.lost.len() as u64;
-            (self.observer)(&Event::Notice(Notice::Recopied { chunks }));
-        }
-        Ok(())
     }
 
-    fn reader(&self) -> Result<FileDevice, Error> {
+    pub(super) fn reader(&self) -> Result<FileDevice, Error> {
         let path = &self.site.partial;
         let file = self.file.try_clone().map_err(Error::file(FileAction::Open, path))?;
         FileDevice::from_file(file, false).map_err(Error::file(FileAction::Open, path))
@@ -196,11 +199,11 @@ impl<S: Source> Job<'_, S> {
         let steps =
             missing.into_iter().map(|index| Step { index, range: chunk_range(index, chunk, size), expect: None });
         let already = self.recorded();
-        let mut captures = self.session.take().map(Captures::new);
+        let mut captures = self.session.take().map(|session| Captures::new(session, self.released.clone()));
         if let Some(captures) = &mut captures {
             // The last batch of the interrupted run may not have been reported.
-            for range in already {
-                captures.add(range).await.map_err(|fault| self.daemon_fault(fault))?;
+            for range in already.into_iter().flat_map(|range| self.released.missing(range)) {
+                captures.add(range).await.map_err(Error::daemon(&self.source_name))?;
             }
         }
         let mut landing = Landing {
@@ -217,12 +220,16 @@ impl<S: Source> Job<'_, S> {
         };
         let ended = flow::run(&mut self.source, Some(target), steps, self.cancel, &mut landing).await;
         let Landing { captures, behind, .. } = landing;
-        let flushed = behind.finish(&self.site.partial).await;
-        let ended = ended.and_then(|end| flushed.map(|()| end));
+        let flushed = self.kept(behind.finish(&self.site.partial).await);
+        let ended = match (ended.map_err(Stop::from), flushed) {
+            (ended, Ok(())) => ended,
+            (Ok(_), Err(stop)) => Err(stop),
+            (Err(one), Err(other)) => Err(one.or_worse(other)),
+        };
         if let Some(captures) = captures {
             match &ended {
                 Ok(_) => {
-                    let session = captures.finish().await.map_err(|fault| self.daemon_fault(fault))?;
+                    let session = captures.finish().await.map_err(Error::daemon(&self.source_name))?;
                     self.session = Some(session);
                 }
                 Err(_) => self.session = captures.abort().await,
@@ -234,11 +241,24 @@ impl<S: Source> Job<'_, S> {
         }
     }
 
+    /// What comes of a flush: one that failed has lost pages that the kernel will not speak of again.
+    fn kept(&mut self, flushed: Result<(), Error>) -> Result<(), Stop> {
+        flushed.map_err(|error| {
+            // The end of the run insists on it.
+            let _ = self.journal.doubt();
+            error.into()
+        })
+    }
+
+    pub(super) async fn sync(&mut self) -> Result<(), Stop> {
+        let synced = durable::flush(self.file.try_clone()).await;
+        self.kept(synced.map(drop).map_err(Error::file(FileAction::Flush, &self.site.partial)))
+    }
+
     async fn flush(&mut self) -> Result<(), Stop> {
         let total = self.source.size();
         (self.observer)(&Event::Progress { phase: Phase::Flush, done: 0, total });
-        let file = self.file.try_clone().map_err(Error::file(FileAction::Flush, &self.site.partial))?;
-        blocking(move || file.sync_all()).await.map_err(Error::file(FileAction::Flush, &self.site.partial))?;
+        self.sync().await?;
         (self.observer)(&Event::Progress { phase: Phase::Flush, done: total, total });
         Ok(())
     }
@@ -259,7 +279,19 @@ impl<S: Source> Job<'_, S> {
         }
     }
 
-    fn manifest(&self, reason: Option<String>) -> Result<Manifest, Error> {
+    /// What stands in the image's place may have become a volume's base since the run began.
+    fn refuse_base(&self) -> Result<(), Error> {
+        if self.site.device.is_some() || !self.site.image.exists() {
+            return Ok(());
+        }
+        refuse_forbidden(&self.site.image, &self.state, None)?;
+        match opening::open(&self.site.image) {
+            Ok(there) => refuse_locked(&there, &self.site.image),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn manifest(&self, Judgement { reason, protection }: Judgement) -> Result<Manifest, Error> {
         let header = &self.journal.header;
         let sum = |part: fn(&ChunkRecord) -> u64| self.records.values().map(part).sum();
         let image = match &self.site.device {
@@ -277,6 +309,7 @@ impl<S: Source> Job<'_, S> {
             mode_asked: header.mode_asked,
             mode_used: self.mode_used,
             reason,
+            protection,
             bytes_read: sum(|record| record.read),
             bytes_changed: sum(|record| record.changed),
             bytes_written: sum(|record| record.written),
@@ -308,13 +341,17 @@ impl<S: Source> Job<'_, S> {
         Error::Source { source_name: self.source_name.clone(), range, fault }
     }
 
-    fn daemon_fault(&self, fault: DaemonFault) -> Error {
-        daemon_fault(&self.source_name, fault)
-    }
-
     /// Leaves everything for later, or nothing.
-    async fn stop(self, stop: Stop) -> Error {
+    async fn stop(mut self, stop: Stop) -> Error {
         let done = self.done();
+        let stop = match stop {
+            // Without a word of doubt the next run would take on trust what a failed destination may have lost.
+            Stop::Resumable(StopCause::Full) => match self.journal.doubt() {
+                Ok(()) => Stop::Resumable(StopCause::Full),
+                Err(source) => Stop::Final(Error::file(FileAction::Write, &self.site.journal)(source)),
+            },
+            other => other,
+        };
         match stop {
             // A destination that took nothing at all has nothing to go on with.
             Stop::Resumable(StopCause::Full) if done == 0 => {
@@ -346,37 +383,13 @@ impl<S: Source> Job<'_, S> {
 
     /// The image goes before the journal: a journal without an image is known for what it is.
     async fn give_up(self) {
-        let _ = self.site.discard_partial();
+        let discarded = self.site.discard_partial();
         if let Some(session) = self.session {
             let _ = blocking(move || session.abandon()).await;
         }
-        let _ = self.journal.remove();
-    }
-}
-
-pub(crate) fn daemon_fault(volume: &str, fault: DaemonFault) -> Error {
-    Error::Daemon { volume: volume.to_owned(), fault }
-}
-
-/// What a refusal to resume means.
-pub(crate) fn resume_fault(site: &Site, volume: &str, fault: DaemonFault) -> Error {
-    match fault {
-        DaemonFault::Refused { code: FailureCode::Unknown, .. } => {
-            Error::Resume { path: site.image.clone(), fault: ResumeFault::SnapshotGone }
+        // Without it nobody would know whose the image is.
+        if discarded.is_ok() {
+            let _ = self.journal.remove();
         }
-        fault => daemon_fault(volume, fault),
-    }
-}
-
-struct Recheck {
-    lost: Vec<u64>,
-}
-
-impl Sink for Recheck {
-    async fn landed(&mut self, landed: Landed) -> Result<(), Error> {
-        if !matches!(landed.outcome, Outcome::Good(_)) {
-            self.lost.push(landed.index);
-        }
-        Ok(())
     }
 }

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 
 use tzero_block::ByteRange;
-use tzero_io::{Task, blocking, spawn, system};
+use tzero_io::{Task, spawn, system};
 
 use super::capture::Captures;
-use super::job::daemon_fault;
 use crate::error::FileAction;
 use crate::flow::{Landed, Outcome, Sink};
 use crate::journal::{ChunkRecord, Journal};
 use crate::site::Site;
-use crate::{Error, Event, Observer, Phase};
+use crate::{Error, Event, Observer, Phase, durable};
 
 /// How many bytes are made durable and dropped from the page cache at a time.
 const FLUSH_BEHIND: u64 = 64 << 20;
@@ -33,6 +32,19 @@ pub(crate) struct Landing<'a> {
 
 impl Sink for Landing<'_> {
     async fn landed(&mut self, landed: Landed) -> Result<(), Error> {
+        let taken = self.take(landed).await;
+        if let Err(error) = &taken
+            && error.casts_doubt()
+        {
+            // At once: a run that dies before it has ended is resumed too. The end of the run insists on it.
+            let _ = self.journal.doubt();
+        }
+        taken
+    }
+}
+
+impl Landing<'_> {
+    async fn take(&mut self, landed: Landed) -> Result<(), Error> {
         let Landed { index, range, outcome, read, changed, written } = landed;
         let digest = match outcome {
             Outcome::Good(digest) => digest,
@@ -46,7 +58,7 @@ impl Sink for Landing<'_> {
         self.journal.append(index, &record).map_err(Error::file(FileAction::Write, &self.site.journal))?;
         self.records.insert(index, record);
         if let Some(captures) = &mut self.captures {
-            captures.add(range).await.map_err(|fault| daemon_fault(self.source_name, fault))?;
+            captures.add(range).await.map_err(Error::daemon(self.source_name))?;
         }
         self.behind.add(range, written, self.file, self.site).await?;
         self.done += range.len();
@@ -82,11 +94,11 @@ impl FlushBehind {
             None => Ok(()),
         };
         let file = result.and_then(|()| file.try_clone()).map_err(failed)?;
-        self.running = Some(spawn(blocking(move || {
-            file.sync_data()?;
+        self.running = Some(spawn(async move {
+            let file = durable::flush(Ok(file)).await?;
             system::drop_cache(&file, from, len);
             Ok(())
-        })));
+        }));
         Ok(())
     }
 

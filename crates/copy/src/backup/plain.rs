@@ -1,28 +1,30 @@
 //! A copy of a file or device that is no volume, without a daemon. Nothing holds writers off, and the copy says so,
-//! unless nobody could write: a read-only device or file system, a file that is immutable or that has no permission to
-//! be written.
+//! unless something does (see `protection`).
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tzero_block::{BlockDevice, FileDevice};
 use tzero_io::system;
 
-use super::job::{Finished, Job};
-use super::{BackupOutcome, BackupRequest, Shortfall, destination, volume::declared};
+use super::job::{Finished, Job, Judgement};
+use super::protection::protection_of;
+use super::{BackupOutcome, BackupRequest, Shortfall, destination};
 use crate::digests::CHUNK;
-use crate::error::{FileAction, Refusal, ResumeFault};
+use crate::error::{FileAction, ResumeFault};
 use crate::journal::{ChunkRecord, Journal, JournalHeader, PlainRecord};
-use crate::manifest::{ModeUsed, VolumeRecord};
+use crate::manifest::{ModeUsed, Protection, VolumeRecord};
+use crate::opening::is_image;
 use crate::placement::Identity;
+use crate::released::Released;
 use crate::site::Site;
 use crate::source::PlainSource;
-use crate::{Cancel, CopyId, Error, Observer, Timestamp, hex};
+use crate::{Cancel, CopyId, Error, Observer, Timestamp, hex, opening};
 
 /// A file or device to be read as it is.
 struct Plain {
@@ -30,22 +32,22 @@ struct Plain {
     file: File,
     device: Arc<FileDevice>,
     before: Metadata,
-    protected: bool,
+    protection: Option<Protection>,
 }
 
 impl Plain {
     fn open(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::file(FileAction::Open, path)(source);
         let path = fs::canonicalize(path).map_err(failed)?;
-        let kind = fs::metadata(&path).map_err(failed)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(Error::refused(&path, Refusal::NotAFile));
+        if !is_image(&fs::metadata(&path).map_err(failed)?) {
+            return Err(Error::WrongKind { path, what: "copied" });
         }
-        let file = File::open(&path).map_err(failed)?;
+        let file = opening::open(&path).map_err(failed)?;
         let before = file.metadata().map_err(failed)?;
         let device = file.try_clone().and_then(|file| FileDevice::from_file(file, false)).map_err(failed)?;
-        let protected = nobody_can_write(&path, &file, &before);
-        Ok(Self { path, file, device: Arc::new(device), before, protected })
+        refuse_unmeasured(&path, &before)?;
+        let protection = protection_of(&path, &file, &before);
+        Ok(Self { path, file, device: Arc::new(device), before, protection })
     }
 
     fn size(&self) -> u64 {
@@ -62,39 +64,47 @@ impl Plain {
         PlainRecord { path: self.path.clone(), modified_ns: modified_ns(&self.before) }
     }
 
-    /// Asked after the last byte was read.
-    fn shortfall(path: &Path, file: &File, before: &Metadata, protected: bool) -> Option<Shortfall> {
-        let now = file.metadata().ok();
+    /// Asked after the last byte was read. A run that goes on knows nothing of what a lock did to a device in between; a file
+    /// it knows by its times.
+    fn verdict(&self, resumed: bool) -> Result<Protection, Shortfall> {
+        let is_device = self.before.file_type().is_block_device();
+        let now = self.file.metadata().ok();
         // Another file may have taken the name, that is no change of what was read.
-        let same = now.is_some_and(|now| modified_ns(&now) == modified_ns(before) && now.len() == before.len());
-        let still = before.file_type().is_block_device() || same;
-        match (still, protected && nobody_can_write(path, file, before)) {
-            (false, _) => Some(Shortfall::Changed),
-            (true, false) => Some(Shortfall::Unprotected),
-            (true, true) => None,
+        let same =
+            now.is_some_and(|now| modified_ns(&now) == modified_ns(&self.before) && now.len() == self.before.len());
+        if !is_device && !same {
+            return Err(Shortfall::Changed);
         }
+        let still = self.protection.filter(|_| protection_of(&self.path, &self.file, &self.before) == self.protection);
+        match still {
+            Some(Protection::Locked) if is_device && resumed => Err(Shortfall::Unprotected),
+            Some(protection) => Ok(protection),
+            None => Err(Shortfall::Unprotected),
+        }
+    }
+}
+
+/// Refuses a file that goes on beyond its size, as those of `/proc` do, which have none.
+fn refuse_unmeasured(path: &Path, metadata: &Metadata) -> Result<(), Error> {
+    if !metadata.is_file() {
+        return Ok(());
+    }
+    let size = metadata.len();
+    let look = || {
+        // Some of them would wait for something to say.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let more = file.read_at(&mut [0], size)? > 0;
+        Ok::<_, io::Error>(more && file.metadata()?.len() == size)
+    };
+    match look() {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(Error::Unmeasured { path: path.to_owned(), size }),
+        Err(error) => Err(Error::file(FileAction::Read, path)(error)),
     }
 }
 
 fn modified_ns(metadata: &Metadata) -> i64 {
     metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
-}
-
-fn nobody_can_write(path: &Path, file: &File, metadata: &Metadata) -> bool {
-    if metadata.file_type().is_block_device() {
-        return system::device_is_read_only(file).unwrap_or(false);
-    }
-    if metadata.permissions().mode() & 0o222 == 0 {
-        return true;
-    }
-    // A read-only file system or an immutable file refuses even its owner. Opening changes nothing.
-    match OpenOptions::new().write(true).open(path) {
-        Ok(_) => false,
-        Err(error) => {
-            matches!(error.raw_os_error(), Some(libc::EROFS | libc::EPERM))
-                || error.kind() == io::ErrorKind::ExecutableFileBusy
-        }
-    }
 }
 
 pub(crate) async fn backup(
@@ -122,6 +132,7 @@ pub(crate) async fn backup(
         source: PlainSource::new(Arc::clone(&plain.device), plain.size()),
         source_name: plain.path.display().to_string(),
         session: None,
+        released: Released::default(),
         site,
         file,
         journal,
@@ -135,11 +146,14 @@ pub(crate) async fn backup(
         cancel,
     };
     let mut shortfall = None;
-    let ask = || {
-        shortfall = Plain::shortfall(&plain.path, &plain.file, &plain.before, plain.protected);
-        shortfall.map(|shortfall| shortfall.to_string())
+    let judge = || match plain.verdict(request.resume) {
+        Ok(protection) => Judgement { reason: None, protection: Some(protection) },
+        Err(why) => {
+            shortfall = Some(why);
+            Judgement { reason: Some(why.to_string()), protection: None }
+        }
     };
-    let Finished { copy, verified } = job.run(ask).await?;
+    let Finished { copy, verified } = job.run(judge).await?;
     Ok(BackupOutcome { copy: copy.summary(), shortfall, verified })
 }
 
@@ -174,16 +188,12 @@ enum Reopened {
 
 fn reopen(plain: &Plain, site: &Site, request: &BackupRequest, observer: Observer<'_>) -> Result<Reopened, Error> {
     let fault = |fault| Error::Resume { path: site.image.clone(), fault };
-    if !site.journal.exists() {
-        return Err(fault(ResumeFault::Nothing));
-    }
-    let claim = destination::claim(site)?;
-    let left = destination::load(&claim, site)?.ok_or_else(|| fault(ResumeFault::Nothing))?;
+    let (claim, left) = destination::claim_left(site, request)?;
     let Some(record) = &left.header.plain else { return Err(fault(ResumeFault::OtherSource)) };
     if record.path != plain.path {
         return Err(fault(ResumeFault::OtherSource));
     }
-    if let Some(copy) = declared(site, &left)? {
+    if let Some(copy) = destination::declared(site, &left)? {
         destination::tidy(site, claim, request, &copy, observer);
         let shortfall = copy.manifest().reason.is_some().then_some(Shortfall::Unprotected);
         let outcome = BackupOutcome { copy: copy.summary(), shortfall, verified: false };

@@ -2,22 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use tzero_api::mover::{Begun, Request};
+use tzero_api::mover::{Begun, FailureCode, Request};
 use tzero_io::{blocking, system};
+use tzero_originals::RangeSet;
 
-use super::job::{Finished, Job, daemon_fault, resume_fault};
+use super::job::{Finished, Job, Judgement};
 use super::{BackupOutcome, BackupRequest, destination};
 use crate::digests::CHUNK;
-use crate::error::{FileAction, ResumeFault};
-use crate::journal::{JournalHeader, Left, SnapshotRecord};
+use crate::error::{DaemonFault, FileAction, ResumeFault};
+use crate::journal::{JournalHeader, SnapshotRecord};
 use crate::manifest::{ModeUsed, VolumeRecord};
+use crate::patience::patiently;
 use crate::placement::Identity;
+use crate::released::Released;
 use crate::session::{Opened, Session};
 use crate::site::Site;
 use crate::source::SnapshotSource;
-use crate::{Cancel, Copy, CopyId, Error, Observer, Timestamp, hex};
+use crate::{Cancel, CopyId, Error, Observer, Timestamp, hex};
 
 /// What the daemon knows the source by.
 pub(crate) struct Volume<'a> {
@@ -35,9 +39,11 @@ impl Volume<'_> {
         }
     }
 
-    async fn open(&self, request: Request) -> Result<Opened, crate::DaemonFault> {
+    async fn open(&self, request: Request) -> Result<Opened, DaemonFault> {
         let socket = self.socket.to_owned();
-        blocking(move || Session::open(&socket, &request)).await
+        // The daemon may not have noticed yet that the mover before this one was killed.
+        let is_held = |fault: &DaemonFault| matches!(fault, DaemonFault::Refused { code: FailureCode::Busy, .. });
+        blocking(move || patiently(|| Session::open(&socket, &request), is_held)).await
     }
 }
 
@@ -52,10 +58,18 @@ pub(crate) async fn backup(
         return resume(volume, request, site, observer, cancel).await;
     }
     destination::inspect(&site, request, Some(volume.name))?;
-    let begin = Request::Begin { volume: volume.name.to_owned(), snapshot: volume.snapshot.map(str::to_owned) };
-    let opened = volume.open(begin).await.map_err(|fault| daemon_fault(&volume.source_name(), fault))?;
-    let Opened { session, begun, descriptors } = opened;
-    let prepared = prepare(volume, request, &site, &begun, descriptors, observer).await;
+    let copy = CopyId::random();
+    let begin = Request::Begin {
+        volume: volume.name.to_owned(),
+        snapshot: volume.snapshot.map(str::to_owned),
+        scope: None,
+        on_full: None,
+        destination: Some(site.named(copy)),
+    };
+    let opened = volume.open(begin).await.map_err(Error::daemon(&volume.source_name()))?;
+    let Opened { session, begun, descriptors, released } = opened;
+    let released = Released::new(released.unwrap_or_default(), begun.keep);
+    let prepared = prepare(volume, request, &site, (&begun, copy), (descriptors, released.clone()), observer).await;
     let (source, opened) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -68,6 +82,7 @@ pub(crate) async fn backup(
         source,
         source_name: volume.source_name(),
         session: Some(session),
+        released,
         site,
         file: opened.file,
         journal: opened.journal,
@@ -80,23 +95,22 @@ pub(crate) async fn backup(
         observer,
         cancel,
     };
-    job.run(|| None).await.map(outcome)
+    job.run(Judgement::default).await.map(outcome)
 }
 
 async fn prepare(
     volume: &Volume<'_>,
     request: &BackupRequest,
     site: &Site,
-    begun: &Begun,
-    descriptors: Vec<std::os::fd::OwnedFd>,
+    (begun, copy): (&Begun, CopyId),
+    (descriptors, released): (Vec<OwnedFd>, Released),
     observer: Observer<'_>,
 ) -> Result<(SnapshotSource, destination::Opened), Error> {
-    let source =
-        SnapshotSource::open(begun, descriptors).map_err(|fault| daemon_fault(&volume.source_name(), fault))?;
+    let source = SnapshotSource::open(begun, descriptors, released).map_err(Error::daemon(&volume.source_name()))?;
     refuse_source(site, source.base_file(), begun)?;
     let boot = system::boot_id().map_err(Error::Runtime)?;
     let header = JournalHeader {
-        copy: CopyId::random(),
+        copy,
         volume: record(begun),
         snapshot: Some(SnapshotRecord {
             id: begun.snapshot_id.clone(),
@@ -140,19 +154,20 @@ async fn resume(
     observer: Observer<'_>,
     cancel: &Cancel,
 ) -> Result<BackupOutcome, Error> {
-    let fault = |fault| Error::Resume { path: site.image.clone(), fault };
-    if !site.journal.exists() {
-        return Err(fault(ResumeFault::Nothing));
-    }
-    let claim = destination::claim(&site)?;
-    let left = destination::load(&claim, &site)?.ok_or_else(|| fault(ResumeFault::Nothing))?;
+    let image = site.image.clone();
+    let fault_of = |fault| Error::Resume { path: image.clone(), fault };
+    let (claim, left) = destination::claim_left(&site, request)?;
     let header = left.header.clone();
-    let Some(snapshot) = header.snapshot.clone() else { return Err(fault(ResumeFault::OtherSource)) };
+    let Some(snapshot) = header.snapshot.clone() else { return Err(fault_of(ResumeFault::OtherSource)) };
     if header.volume.name != volume.name || volume.snapshot.is_some_and(|asked| asked != snapshot.name) {
-        return Err(fault(ResumeFault::OtherSource));
+        return Err(fault_of(ResumeFault::OtherSource));
     }
-    let resume = Request::Resume { volume: header.volume.name.clone(), snapshot_id: snapshot.id.clone() };
-    if let Some(copy) = declared(&site, &left)? {
+    let resume = Request::Resume {
+        volume: header.volume.name.clone(),
+        snapshot_id: snapshot.id.clone(),
+        destination: Some(site.named(header.copy)),
+    };
+    if let Some(copy) = destination::declared(&site, &left)? {
         // The interrupted run came as far as the declaration: only the snapshot and the journal are left of it.
         if let Ok(opened) = volume.open(resume).await {
             let _ = blocking(move || opened.session.finish()).await;
@@ -161,21 +176,31 @@ async fn resume(
         return Ok(outcome(Finished { copy, verified: false }));
     }
     let file = destination::reopen(&site, &header)?;
-    let opened = volume.open(resume).await.map_err(|fault| resume_fault(&site, &volume.source_name(), fault))?;
-    let Opened { session, begun, descriptors } = opened;
+    let opened = volume.open(resume).await.map_err(|fault| match fault {
+        DaemonFault::Refused { code: FailureCode::Unknown, .. } => fault_of(ResumeFault::SnapshotGone),
+        fault => Error::daemon(&volume.source_name())(fault),
+    })?;
+    let Opened { session, begun, descriptors, released } = opened;
     let same =
         record(&begun) == header.volume && begun.snapshot_id == snapshot.id && Timestamp(begun.t0_ns) == header.t0;
     if !same {
-        return Err(fault(ResumeFault::OtherSnapshot));
+        return Err(fault_of(ResumeFault::OtherSnapshot));
     }
-    let source =
-        SnapshotSource::open(&begun, descriptors).map_err(|fault| daemon_fault(&volume.source_name(), fault))?;
+    let daemon_fault = Error::daemon(&volume.source_name());
+    let released = match released {
+        None if begun.keep => Released::new(RangeSet::default(), true),
+        // What is not known to be there is not read: a daemon that does not say what it released is no help here.
+        None => return Err(daemon_fault(DaemonFault::Protocol)),
+        Some(known) => Released::new(known, begun.keep),
+    };
+    let source = SnapshotSource::open(&begun, descriptors, released.clone()).map_err(daemon_fault)?;
     refuse_source(&site, source.base_file(), &begun)?;
     let journal = claim.resume(&left);
     let job = Job {
         source,
         source_name: volume.source_name(),
         session: Some(session),
+        released,
         site,
         file,
         journal,
@@ -188,13 +213,7 @@ async fn resume(
         observer,
         cancel,
     };
-    job.run(|| None).await.map(outcome)
-}
-
-/// The copy that the journal is of, if it was declared already.
-pub(crate) fn declared(site: &Site, left: &Left) -> Result<Option<Copy>, Error> {
-    let manifest = site.load().ok().flatten().filter(|manifest| manifest.id == left.header.copy);
-    Ok(manifest.map(|manifest| Copy::new(site.clone(), manifest)))
+    job.run(Judgement::default).await.map(outcome)
 }
 
 fn outcome(finished: Finished) -> BackupOutcome {

@@ -53,6 +53,33 @@ fn goes_on_where_it_was() {
 }
 
 #[test]
+fn doubt_outlives_the_run_and_ends_with_trust() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    filled(&path);
+    let resume = || {
+        let claim = Claim::take(&path).unwrap();
+        let left = claim.load().unwrap().unwrap();
+        claim.resume(&left)
+    };
+    let mut journal = resume();
+    assert!(!journal.is_doubted());
+    journal.doubt().unwrap();
+    drop(journal);
+    assert_eq!(peek(&path).unwrap().unwrap().records.len(), 3, "what it is about is still known");
+    let mut journal = resume();
+    assert!(journal.is_doubted());
+    journal.trust().unwrap();
+    drop(journal);
+    assert!(!resume().is_doubted());
+    // Anything but zeroes is doubt.
+    File::options().write(true).open(&path).unwrap().write_all_at(&[1], HEADER_LEN - 1).unwrap();
+    assert!(resume().is_doubted());
+    let claim = Claim::take(&path).unwrap();
+    assert!(!claim.start(header()).unwrap().is_doubted(), "another copy starts with none");
+}
+
+#[test]
 fn torn_at_every_byte_it_keeps_what_was_whole() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal");

@@ -1,6 +1,7 @@
 use std::fs;
 
 use super::*;
+use crate::durable::{Step, steps};
 use crate::manifest::tests::example;
 use crate::{CopyId, durable};
 
@@ -100,13 +101,83 @@ fn a_failed_declaration_harms_nothing_and_can_be_repeated() {
     let fixture = fixture(true);
     assert!(matches!(
         fixture.site.declare(&fixture.new, false),
-        Err(Error::Refused { refusal: Refusal::NoCopyOfIt, .. })
+        Err(Undeclared::Before(Error::Refused { refusal: Refusal::NoCopyOfIt, .. }))
     ));
     assert_eq!(fixture.site.load().unwrap().unwrap().id, fixture.old.id);
     assert_eq!(fs::read(&fixture.site.image).unwrap(), OLD);
     fixture.site.declare(&fixture.new, true).unwrap();
     assert_eq!(fixture.site.load().unwrap().unwrap().id, fixture.new.id);
     assert!(!fixture.site.partial.exists() && !fixture.site.fresh().exists());
+}
+
+#[test]
+fn whichever_step_fails_there_is_a_copy_with_its_manifest() {
+    for (with_old, replace) in [(true, true), (false, true), (false, false)] {
+        let mut after = 0;
+        for count in 0.. {
+            let fixture = fixture(with_old);
+            let site = &fixture.site;
+            steps::fail_after(Step::Name, count, io::ErrorKind::Other);
+            let declared = site.declare(&fixture.new, replace);
+            if !steps::failed() {
+                declared.unwrap();
+                break;
+            }
+            let before = match declared {
+                Err(Undeclared::Before(_)) => true,
+                Err(Undeclared::After(_)) => false,
+                // A file system without links is dealt with.
+                Ok(()) => {
+                    assert!(!replace);
+                    false
+                }
+            };
+            after += u64::from(!before);
+            // Whatever the run does then, and whether somebody looks first.
+            for look in [false, true] {
+                if look {
+                    let _ = site.load().unwrap();
+                }
+                site.discard_partial().unwrap();
+                let loaded = site.load().unwrap().map(|manifest| manifest.id);
+                let there = fs::read(&site.image).ok();
+                let case = format!("step {count}, old {with_old}, replace {replace}, before {before}");
+                match (before, with_old) {
+                    (false, _) => assert_eq!((loaded, there.as_deref()), (Some(fixture.new.id), Some(NEW)), "{case}"),
+                    (true, true) => assert_eq!((loaded, there.as_deref()), (Some(fixture.old.id), Some(OLD)), "{case}"),
+                    (true, false) => assert_eq!((loaded, there), (None, None), "{case}"),
+                }
+                assert!(!site.fresh().exists() && !site.partial.exists(), "{case}");
+            }
+        }
+        assert!(after >= 2, "steps after the image took its place: {after}");
+    }
+}
+
+#[test]
+fn a_device_s_manifest_that_may_not_be_durable_is_not_taken_back() {
+    let root = tempfile::tempdir().unwrap();
+    let device = DeviceRecord { path: root.path().join("device"), key: "key".into() };
+    let site = Site::of_known_device(device.clone(), root.path());
+    site.prepare().unwrap();
+    let mut manifest = example();
+    (manifest.image, manifest.device) = (None, Some(device));
+    let mut kinds = String::new();
+    for count in 0.. {
+        steps::fail_after(Step::Name, count, io::ErrorKind::Other);
+        let declared = site.declare(&manifest, false);
+        if !steps::failed() {
+            declared.unwrap();
+            break;
+        }
+        let stands = site.load().unwrap().is_some();
+        match declared.unwrap_err() {
+            Undeclared::Before(_) => assert!(!stands),
+            Undeclared::After(_) => assert!(stands),
+        }
+        kinds.push(if stands { 'a' } else { 'b' });
+    }
+    assert_eq!(kinds, "bbba", "written, its name flushed, renamed, that flushed");
 }
 
 #[test]

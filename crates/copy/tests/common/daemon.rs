@@ -10,13 +10,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use tzero_api::mover::{Begun, FailureCode, Reply, Request};
+use tzero_api::mover::{Begun, Destination, FailureCode, ReleasedPage, Reply, Request};
 use tzero_block::{ByteRange, FileDevice, Mode};
 use tzero_copy::BackupSource;
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage, descriptors};
 use tzero_originals::{
-    BrokenReason, Epoch, GrainIndex, Grains, ModifiedMap, OriginalCache, Originals, Payload, Record, RecordState,
-    SnapshotId, SnapshotTable,
+    BrokenReason, Epoch, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, Payload, RangeSet, Record,
+    RecordState, SnapshotId, SnapshotTable,
 };
 
 pub const GRAIN: u64 = 4096;
@@ -35,12 +35,21 @@ pub struct Fault {
     pub stopping_at_capture: bool,
     /// The base is read past the page cache (which is no fault).
     pub direct: bool,
+    /// The snapshot keeps its originals and releases nothing (which is no fault).
+    pub keeps: bool,
+    /// The connection ends at `Recorded`.
+    pub lose_at_recorded: bool,
+    /// What was released is not said, as by an earlier daemon.
+    pub silent_of_released: bool,
 }
 
 #[derive(Default)]
 pub struct Heard {
     pub begun: usize,
     pub resumed: usize,
+    pub recorded: usize,
+    /// What the last `Begin` or `Resume` said of it.
+    pub destination: Option<Destination>,
     pub captured: Vec<ByteRange>,
     pub captures: usize,
     pub finished: usize,
@@ -57,6 +66,7 @@ pub struct Daemon {
     pub fault: Mutex<Fault>,
     saved: Mutex<Vec<bool>>,
     snapshot: Mutex<Option<[u8; 16]>>,
+    released: Mutex<RangeSet>,
     cache: OriginalCache<MappedFile, FileDevice>,
     table: SnapshotTable<MappedFile>,
 }
@@ -81,7 +91,7 @@ impl Daemon {
         File::create(path("originals")).unwrap();
         let device = FileDevice::open(&path("originals"), Mode { direct: false, writable: true }).unwrap();
         let grains = Grains::new(GRAIN as u32, t0.len() as u64).unwrap();
-        let cache = OriginalCache::open(map, vec![], vec![], device.growing_to(1 << 30), grains, |_, _, _| true);
+        let cache = OriginalCache::open(map, vec![], vec![], device.growing_to(1 << 30), grains, |_, _, _, _| true);
         let socket = path("mover.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let daemon = Arc::new(Self {
@@ -91,6 +101,7 @@ impl Daemon {
             fault: Mutex::default(),
             saved: Mutex::new(vec![false; t0.len().div_ceil(GRAIN as usize)]),
             snapshot: Mutex::default(),
+            released: Mutex::default(),
             cache: cache.unwrap(),
             table,
             size: t0.len() as u64,
@@ -177,6 +188,7 @@ impl Daemon {
         // The host stands still meanwhile.
         let mut saved = self.saved.lock().unwrap();
         saved.fill(false);
+        *self.released.lock().unwrap() = RangeSet::default();
         *self.t0.lock().unwrap() = Arc::new(self.now());
         let id = tzero_io::system::random_id();
         let record = Record {
@@ -188,6 +200,8 @@ impl Daemon {
             size: self.size,
             originals: Originals::Release,
             private: true,
+            scoped: false,
+            on_full: OnFull::Break,
             broken_at: 0,
             state: RecordState::Live,
         };
@@ -207,22 +221,30 @@ impl Daemon {
             let mut heard = self.heard.lock().unwrap();
             let reply = match request {
                 Request::Begin { volume, .. } if volume != "vm" => failed(FailureCode::Unknown, "no such volume"),
-                Request::Begin { .. } => {
+                Request::Begin { destination, .. } => {
                     heard.begun += 1;
+                    heard.destination = destination;
                     let id = self.create_snapshot();
-                    self.hand_over(&stream, id, fault.direct);
+                    self.hand_over(&stream, id, fault);
                     continue;
                 }
-                Request::Resume { snapshot_id, .. } => {
+                Request::Resume { snapshot_id, destination, .. } => {
                     heard.resumed += 1;
+                    heard.destination = destination;
                     match *self.snapshot.lock().unwrap() {
                         Some(id) if SnapshotId(id).to_string() == snapshot_id => {
-                            self.hand_over(&stream, id, fault.direct);
+                            self.hand_over(&stream, id, fault);
                             continue;
                         }
                         _ => failed(FailureCode::Unknown, "the snapshot is gone"),
                     }
                 }
+                Request::Recorded if fault.lose_at_recorded => return,
+                Request::Recorded => {
+                    heard.recorded += 1;
+                    Reply::Recorded
+                }
+                Request::ReleasedFrom { start } => Reply::ReleasedRanges(self.released_page(start)),
                 Request::Captured { ranges } => {
                     heard.captures += 1;
                     if fault.lose_at_capture == Some(heard.captures) {
@@ -231,8 +253,8 @@ impl Daemon {
                     if fault.stopping_at_capture {
                         failed(FailureCode::Failed, "the daemon is stopping")
                     } else {
-                        self.release(&mut heard, &ranges);
-                        Reply::Released
+                        self.release(&mut heard, &ranges, fault.keeps);
+                        Reply::Released { hurry: false }
                     }
                 }
                 Request::Check if fault.broken_at_check => {
@@ -257,19 +279,29 @@ impl Daemon {
         }
     }
 
+    /// What was released of the snapshot, from byte `start` on.
+    fn released_page(&self, start: u64) -> ReleasedPage {
+        let released = self.released.lock().unwrap();
+        ReleasedPage::of(released.iter().map(|range| (range.start(), range.len())), start)
+    }
+
     /// What is captured is not saved any more: who reads it again gets what the host wrote since.
-    fn release(&self, heard: &mut Heard, ranges: &[(u64, u64)]) {
+    fn release(&self, heard: &mut Heard, ranges: &[(u64, u64)], keeps: bool) {
         let mut saved = self.saved.lock().unwrap();
         for (offset, len) in ranges {
             let range = ByteRange::new(*offset, *len);
             heard.captured.push(range);
+            if keeps {
+                continue;
+            }
+            self.released.lock().unwrap().insert(range);
             for grain in range.start() / GRAIN..range.end().div_ceil(GRAIN) {
                 saved[grain as usize] = true;
             }
         }
     }
 
-    fn hand_over(&self, stream: &UnixStream, id: [u8; 16], direct: bool) {
+    fn hand_over(&self, stream: &UnixStream, id: [u8; 16], Fault { direct, keeps, silent_of_released, .. }: Fault) {
         let begun = Begun {
             volume: "vm".into(),
             volume_id: SnapshotId(VOLUME).to_string(),
@@ -282,10 +314,12 @@ impl Daemon {
             epoch: EPOCH.0,
             t0_ns: 1_700_000_000_000_000_001,
             pause_us: 42,
-            keep: false,
+            keep: keeps,
             private: true,
             direct,
             base_path: self.base.display().to_string(),
+            released: (!silent_of_released).then(|| self.released_page(0)),
+            scope: None,
         };
         let open = |name: &str| {
             let flags = if direct && name == "base" { tzero_io::system::DIRECT } else { 0 };

@@ -4,12 +4,12 @@
 pub mod daemon;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use tzero_copy::{
-    BackupOutcome, BackupRequest, BackupSource, Cancel, Catalogue, Copy, Error, Event, ModeAsked, RestoreRequest,
-    Restored, Verification,
+    BackupOutcome, BackupRequest, BackupSource, Cancel, Catalogue, Copy, Error, Event, ModeAsked, Phase,
+    RestoreRequest, Restored, Verification,
 };
 
 pub const MIB: usize = 1 << 20;
@@ -118,14 +118,14 @@ pub fn backup(request: &BackupRequest) -> Result<BackupOutcome, Error> {
     tzero_copy::backup(request, &mut |_| {}, &Cancel::new())
 }
 
-/// Stops once so many bytes are done.
+/// Stops once so many bytes are copied.
 pub fn backup_interrupted(request: &BackupRequest, after: u64) -> Result<BackupOutcome, Error> {
     let cancel = Cancel::new();
     let stop = cancel.clone();
     tzero_copy::backup(
         request,
         &mut |event| {
-            if let Event::Progress { done, .. } = event
+            if let Event::Progress { phase: Phase::Copy, done, .. } = event
                 && *done >= after
             {
                 stop.cancel();
@@ -139,8 +139,8 @@ pub fn verify(copy: &Copy) -> Verification {
     tzero_copy::verify(copy, &mut |_| {}, &Cancel::new()).unwrap()
 }
 
-pub fn restore(copy: Copy, target: &Path, force: bool) -> Result<Restored, Error> {
-    let request = RestoreRequest { copy, target: target.to_owned(), force };
+pub fn restore(place: &Place, copy: Copy, target: &Path, force: bool) -> Result<Restored, Error> {
+    let request = RestoreRequest { copy, target: target.to_owned(), state: place.state(), force };
     tzero_copy::restore(&request, &mut |_| {}, &Cancel::new())
 }
 
@@ -153,6 +153,33 @@ pub fn allocated(path: &Path) -> u64 {
 pub fn assert_sentence(error: &Error) {
     let text = error.to_string();
     assert!(!text.contains('\n') && text.len() > 20, "{text}");
+}
+
+/// What an unfinished copy has.
+pub fn partial(place: &Place) -> PathBuf {
+    place.path("copies/vol.img.tzero-partial")
+}
+
+/// Its journal.
+pub fn journal(place: &Place) -> PathBuf {
+    place.path("copies/vol.img.tzero-journal")
+}
+
+/// Changes a byte of the unfinished image that is not zero, at `from` or soon after.
+pub fn damage(partial: &Path, from: usize) {
+    let bytes = fs::read(partial).unwrap();
+    let at = bytes[from..].iter().position(|byte| *byte != 0).unwrap() + from;
+    fs::File::options().write(true).open(partial).unwrap().write_all_at(&[0], at as u64).unwrap();
+}
+
+/// Casts doubt on a journal, as `docs/formats/journal.md` describes it.
+pub fn doubt(journal: &Path) {
+    fs::File::options().write(true).open(journal).unwrap().write_all_at(b"TZERODBT", 16_376).unwrap();
+}
+
+/// Whether doubt was cast on it.
+pub fn is_doubted(journal: &Path) -> bool {
+    fs::read(journal).unwrap()[16_376..16_384] != [0; 8]
 }
 
 /// Makes a journal one of another boot, its seal included, as `docs/formats/journal.md` describes it.

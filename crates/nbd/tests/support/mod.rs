@@ -4,6 +4,9 @@
 
 pub(crate) mod client;
 pub(crate) mod device;
+pub(crate) mod fake;
+pub(crate) mod listening;
+pub(crate) mod process;
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;

@@ -4,6 +4,8 @@
 //! every mapped store, when a disk request is submitted, when it has completed, at every named point, and at every poll.
 //! A [`CrashPlan`] names one such moment by kind and number.
 
+use std::collections::VecDeque;
+
 use super::{current, draw};
 
 /// Something that is killed as a whole: one incarnation of the daemon, or a mover.
@@ -58,7 +60,8 @@ struct State {
 pub(super) struct Processes {
     /// Of process 1, 2, …
     states: Vec<State>,
-    killed: Option<Process>,
+    /// Killed and not buried yet, the first first.
+    killed: VecDeque<Process>,
 }
 
 impl Processes {
@@ -76,14 +79,14 @@ impl Processes {
     }
 
     pub(super) fn take_killed(&mut self) -> Option<Process> {
-        self.killed.take()
+        self.killed.pop_front()
     }
 
     fn kill(&mut self, process: Process) {
         if let Some(state) = self.state(process)
             && !std::mem::replace(&mut state.dead, true)
         {
-            self.killed = Some(process);
+            self.killed.push_back(process);
         }
     }
 }

@@ -92,6 +92,13 @@ impl Oracle {
         self.set(number, Standing::Gone);
     }
 
+    /// `delete` has failed: the snapshot stays, as far as anybody knows.
+    pub fn delete_failed(&self, number: u32) {
+        if self.standing(number) == Standing::Deleting {
+            self.set(number, Standing::Live);
+        }
+    }
+
     /// Whether the snapshot must stand.
     pub fn standing(&self, number: u32) -> Standing {
         self.model().snapshots.get(&number).map_or(Standing::Gone, |snapshot| snapshot.standing)

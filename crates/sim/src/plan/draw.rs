@@ -1,8 +1,9 @@
 //! Drawing a plan.
 
 use tzero_block::{Action, ByteRange, Zeroes};
+use tzero_originals::{MapShape, OnFull};
 
-use super::{Actor, End, FaultOp, Op, OpId, Plan, Shape};
+use super::{Actor, Boundary, End, FaultOp, Op, OpId, PATIENT_NS, Plan, Shape};
 use crate::contents::Cells;
 use crate::disk::{Effect, Latency};
 use crate::executor::{Chaos, Crash, CrashPlan};
@@ -18,7 +19,7 @@ const MOST_OPS: u64 = 280;
 
 pub(super) fn plan(seed: u64, random: &mut Random) -> Plan {
     let shape = shape(random);
-    let faults = random.chance(40);
+    let faults = shape.longest_save_ns < PATIENT_NS || random.chance(40);
     let chaos = chaos(random);
     let ends = ends(random);
     let power_loss = ends.iter().map(|end| matches!(end, End::Kill(_)) && random.chance(8)).collect();
@@ -60,6 +61,9 @@ fn shape(random: &mut Random) -> Shape {
         base_latency: latency(random),
         cache_latency: latency(random),
         fast_zeroes: random.chance(50),
+        map: MapShape { ring_words: 16 << random.below(9), first_entries: random.between(1, 200) },
+        longest_save_ns: if random.chance(20) { random.between(1, 80) * 100_000 } else { PATIENT_NS },
+        scan_at_once: 1 << random.below(10),
     }
 }
 
@@ -182,7 +186,17 @@ impl Draw<'_> {
 
     fn snapshot_op(&mut self) -> Op {
         match self.random.below(100) {
-            0..45 => Op::Create { release: self.random.chance(25) },
+            0..45 => Op::Create {
+                release: self.random.chance(25),
+                on_full: match self.random.below(10) {
+                    0..6 => OnFull::Break,
+                    6..9 => OnFull::Wait(self.random.magnitude(30) as u32),
+                    _ => OnFull::FailWrites,
+                },
+                scope: (0..if self.random.chance(25) { self.random.between(1, 4) } else { 0 })
+                    .map(|_| self.range())
+                    .collect(),
+            },
             45..65 => Op::Delete { pick: self.random.word() },
             65..78 => Op::Release { pick: self.random.word(), range: self.range() },
             _ => self.pause(),
@@ -194,8 +208,9 @@ impl Draw<'_> {
             0..75 => {
                 let ranges = (0..self.random.between(1, 4)).map(|_| self.range()).collect();
                 let stall = self.random.chance(12).then(|| (self.random.magnitude(16), self.random.chance(60)));
-                Op::View { pick: self.random.word(), ranges, stall }
+                Op::View { pick: self.random.word(), ranges, stall, consumes: self.random.chance(50) }
             }
+            _ if self.random.chance(8) => Op::Ahead { range: self.range() },
             75..85 => Op::ViewStatus { pick: self.random.word(), range: self.range() },
             _ => self.pause(),
         }
@@ -208,7 +223,9 @@ impl Draw<'_> {
         let grains = self.shape.cells.size.div_ceil(u64::from(self.shape.grain));
         let chunk = self.random.between((grains / 24).max(1), (grains / 3).max(2));
         if self.random.chance(30) {
-            return Op::Outboard { chunk, pause_ns: self.random.magnitude(20_000_000) };
+            let boundary =
+                *self.random.pick(&[Boundary::Terminate, Boundary::Terminate, Boundary::Marker, Boundary::All]);
+            return Op::Outboard { chunk, boundary, pause_ns: self.random.magnitude(20_000_000) };
         }
         Op::Backup {
             chunk,
@@ -231,9 +248,14 @@ impl Draw<'_> {
             // Only so many grains make the map grow.
             return Op::Fault(FaultOp::State(StorageCall::Grow, 2));
         }
+        let longest_save = self.shape.longest_save_ns;
+        if longest_save < PATIENT_NS && self.random.chance(60) {
+            let stall = Effect::Stall(self.random.between(longest_save / 2, longest_save * 8));
+            return Op::Fault(FaultOp::Cache(Action::Write, self.random.magnitude(4), stall));
+        }
         let times = self.random.magnitude(4);
         let stall = Effect::Stall(self.random.magnitude(50_000_000));
-        Op::Fault(match self.random.below(13) {
+        Op::Fault(match self.random.below(14) {
             0 | 1 | 11 | 12 => FaultOp::Base(Action::Read, times, Effect::Fail),
             2 => FaultOp::Base(Action::Write, times, *self.random.pick(&[Effect::Fail, Effect::NoSpace])),
             3 => FaultOp::Base(*self.random.pick(&[Action::Read, Action::Write]), times, stall),
@@ -243,7 +265,9 @@ impl Draw<'_> {
             7 => FaultOp::Cache(*self.random.pick(&[Action::Read, Action::Write]), times, stall),
             8 => FaultOp::Base(*self.random.pick(&[Action::WriteZeroes, Action::Discard]), times, Effect::Fail),
             9 => FaultOp::Corrupt(self.random.word()),
-            _ => FaultOp::State(*self.random.pick(&[StorageCall::Create, StorageCall::Grow]), times),
+            10 => FaultOp::State(*self.random.pick(&[StorageCall::Create, StorageCall::Grow]), times),
+            // Long enough to meet the save and the mark of what it breaks.
+            _ => FaultOp::State(StorageCall::Store, self.random.magnitude(64)),
         })
     }
 

@@ -1,18 +1,21 @@
 //! `tzero backup`: the mover runs in this process, outside the host's I/O path (R31).
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use tzero_api::{Client, ClientError, Code, Exit, Name, SnapshotPath, StatePaths};
+use tzero_api::{ClientError, Code, Exit, Name, SnapshotPath, StatePaths};
 use tzero_copy::{BackupOutcome, BackupRequest, BackupSource, Cancel, ModeAsked};
 
 use crate::cli::{Backup, Mode};
-use crate::destination::backup_destination;
+use crate::commands::client;
 use crate::ending::Ending;
+use crate::interrupt;
 use crate::output::{Output, bytes, notice};
+use crate::paths::{absolute, recorded};
 use crate::progress::Progress;
-use crate::{absolute, interrupt};
 
 pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
     let [asked] = command.source.as_slice() else {
@@ -23,9 +26,9 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
     };
     let source = Source::find(asked, state)?;
     let request = BackupRequest {
-        destination: absolute(&backup_destination(&command.destination, &source.stem())?)?,
-        source: source.for_mover(state)?,
-        state: absolute(state.root())?,
+        destination: recorded(&command.destination.path(&source.stem()), "the record of a copy names its image")?,
+        source: source.for_mover(state),
+        state: state.root().to_owned(),
         mode: match command.mode {
             Mode::Auto => ModeAsked::Auto,
             Mode::Timezero => ModeAsked::TimeZero,
@@ -71,39 +74,55 @@ enum Source {
 
 impl Source {
     /// Tells names from paths: what has a `/` is a path, what has the form VOLUME@SNAPSHOT is a snapshot, what is a volume's name is
-    /// that volume, and any other name is a path if a file of that name is here.
-    fn find(text: &str, state: &StatePaths) -> Result<Self, Ending> {
-        if text.contains('/') {
-            return Self::path(text, state);
-        }
-        if let Ok(snapshot) = text.parse() {
+    /// that volume, and any other word is a path if a file of that name is here.
+    fn find(text: &OsStr, state: &StatePaths) -> Result<Self, Ending> {
+        let path = Path::new(text);
+        let word = match text.to_str() {
+            Some(word) if !word.contains('/') => word,
+            // No name has such bytes.
+            None if !text.as_bytes().contains(&b'/') && !path.exists() => {
+                return Err(Ending::usage(format!("{text:?} is no volume's name, and no file of that name is here")));
+            }
+            _ => return Self::path(path, state),
+        };
+        if let Ok(snapshot) = word.parse() {
             return Ok(Self::Snapshot(snapshot));
         }
-        let Ok(name) = text.parse::<Name>() else { return Self::path(text, state) };
-        match Client::new(state)?.volume(&name) {
+        let name = match word.parse::<Name>() {
+            Ok(name) => name,
+            Err(_) if path.exists() => return Self::path(path, state),
+            Err(error) if word.contains('@') => {
+                let error = word.parse::<SnapshotPath>().err().unwrap_or(error);
+                return Err(Ending::usage(format!("{word} is neither a file here nor a snapshot: {error}")));
+            }
+            Err(error) => return Err(Ending::usage(format!("{word} is neither a file here nor a volume: {error}"))),
+        };
+        match client(state)?.volume(&name) {
             Ok(_) => Ok(Self::Volume(name)),
-            Err(ClientError::Refused(refusal)) if refusal.code == Code::Unknown && Path::new(text).exists() => {
-                Self::path(text, state)
+            Err(ClientError::Refused(refusal)) if refusal.code == Code::Unknown && path.exists() => {
+                Self::path(path, state)
             }
             // Without the daemon its directory still tells whether this is a volume.
-            Err(ClientError::NotRunning(_)) if !state.volume(&name).exists() && Path::new(text).exists() => {
-                Self::path(text, state)
+            Err(ClientError::NotRunning(_)) if !state.volume(&name).exists() && path.exists() => {
+                Self::path(path, state)
             }
             Err(error) => Err(error.into()),
         }
     }
 
     /// A path that is no volume's base.
-    fn path(text: &str, state: &StatePaths) -> Result<Self, Ending> {
-        let path = Path::new(text);
-        let volumes = match Client::new(state)?.volumes() {
+    fn path(path: &Path, state: &StatePaths) -> Result<Self, Ending> {
+        // What it leads to is what the copy's record names. Where there is nothing, the mover says so.
+        recorded(&fs::canonicalize(path).unwrap_or_else(|_| path.into()), "the record of a copy names its source")?;
+        let volumes = match client(state)?.volumes() {
             Ok(volumes) => volumes,
             Err(ClientError::NotRunning(_)) => Vec::new(),
             Err(error) => return Err(error.into()),
         };
         match volumes.iter().find(|volume| same_file(path, &volume.base)) {
             Some(volume) => Err(Ending::failed(format!(
-                "{text} is the base of volume {name} and changes while it is read: back up {name} instead",
+                "{} is the base of volume {name} and changes while it is read: back up {name} instead",
+                path.display(),
                 name = volume.name
             ))),
             None => Ok(Self::Path(absolute(path)?)),
@@ -122,18 +141,16 @@ impl Source {
         }
     }
 
-    fn for_mover(&self, state: &StatePaths) -> Result<BackupSource, Ending> {
-        let volume = |volume: &Name, snapshot: Option<&Name>| -> Result<BackupSource, Ending> {
-            Ok(BackupSource::Volume {
-                mover_socket: absolute(&state.mover_socket())?,
-                volume: volume.to_string(),
-                snapshot: snapshot.map(Name::to_string),
-            })
+    fn for_mover(&self, state: &StatePaths) -> BackupSource {
+        let volume = |volume: &Name, snapshot: Option<&Name>| BackupSource::Volume {
+            mover_socket: state.mover_socket(),
+            volume: volume.to_string(),
+            snapshot: snapshot.map(Name::to_string),
         };
         match self {
             Self::Volume(name) => volume(name, None),
             Self::Snapshot(path) => volume(&path.volume, Some(&path.snapshot)),
-            Self::Path(path) => Ok(BackupSource::Path(path.clone())),
+            Self::Path(path) => BackupSource::Path(path.clone()),
         }
     }
 }
@@ -154,7 +171,7 @@ mod tests {
     fn names_and_paths_are_told_apart_without_a_daemon() {
         let scratch = tempfile::tempdir().unwrap();
         let state = StatePaths::new(scratch.path().join("state"));
-        let find = |text: &str| Source::find(text, &state);
+        let find = |text: &str| Source::find(OsStr::new(text), &state);
         let file = scratch.path().join("disk.img");
         fs::write(&file, "x").unwrap();
         assert_eq!(find(file.to_str().unwrap()).unwrap(), Source::Path(file.clone()));
@@ -164,6 +181,20 @@ mod tests {
         assert!(find("no-such-volume").unwrap_err().sentence.contains("not running"));
         fs::create_dir_all(state.volume(&"Cargo.toml".parse().unwrap())).unwrap();
         assert!(find("Cargo.toml").unwrap_err().sentence.contains("not running"));
+    }
+
+    #[test]
+    fn what_can_be_nothing_is_bad_usage() {
+        let scratch = tempfile::tempdir().unwrap();
+        let state = StatePaths::new(scratch.path().join("state"));
+        for bad in [&b"a@s@t"[..], b"a@", b"\xc3\xa9", b"n\xff", b"a b"] {
+            let ending = Source::find(OsStr::from_bytes(bad), &state).unwrap_err();
+            assert_eq!(ending.exit, Exit::Usage, "{}", ending.sentence);
+        }
+        let odd = scratch.path().join(OsStr::from_bytes(b"n\xff"));
+        fs::write(&odd, "x").unwrap();
+        let ending = Source::find(odd.as_os_str(), &state).unwrap_err();
+        assert_eq!(ending.exit, Exit::Usage, "{}", ending.sentence);
     }
 
     #[test]

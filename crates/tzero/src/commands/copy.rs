@@ -1,31 +1,35 @@
 //! `tzero copy`.
 
+use std::ffi::OsStr;
+use std::path::Path;
+
 use serde::Serialize;
 use serde_json::json;
 use tzero_api::{Exit, Size, StatePaths};
-use tzero_copy::{Cancel, Catalogue, CopySummary, Listing};
+use tzero_copy::{Cancel, Catalogue, CopyId, CopySummary, Listing};
 
 use crate::cli::Copy;
 use crate::ending::Ending;
+use crate::interrupt;
 use crate::output::{Output, bytes, notice};
+use crate::paths::named;
 use crate::progress::Progress;
-use crate::{absolute, interrupt};
 
 pub(crate) fn run(command: &Copy, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
-    let catalogue = Catalogue::new(&absolute(state.root())?);
     match command {
         Copy::List => {
-            list(&catalogue.list()?, output);
+            list(&Catalogue::new(state.root()).list()?, output);
             Ok(Exit::AsAsked)
         }
         Copy::Show { copy } => {
-            let summary = find(&catalogue, copy)?.summary();
-            show(&summary, output);
+            let copy = find(copy, state)?;
+            named(copy.image(), output)?;
+            show(&copy.summary(), output);
             Ok(Exit::AsAsked)
         }
-        Copy::Verify { copy } => verify(&find(&catalogue, copy)?, output),
+        Copy::Verify { copy } => verify(&find(copy, state)?, output),
         Copy::Remove { copy } => {
-            let id = catalogue.remove_named(not_a_stream(copy)?)?;
+            let id = remove(copy, state)?;
             output.line(format!("copy {id} removed"));
             output.result("copy", &json!({ "id": id, "removed": true }));
             Ok(Exit::AsAsked)
@@ -34,15 +38,21 @@ pub(crate) fn run(command: &Copy, state: &StatePaths, output: Output) -> Result<
 }
 
 /// Finds a copy by id, prefix or path.
-pub(crate) fn find(catalogue: &Catalogue, copy: &str) -> Result<tzero_copy::Copy, Ending> {
-    Ok(catalogue.find(not_a_stream(copy)?)?)
+pub(crate) fn find(copy: &OsStr, state: &StatePaths) -> Result<tzero_copy::Copy, Ending> {
+    Ok(match copy.to_str() {
+        Some(name) => Catalogue::new(state.root()).find(name)?,
+        None => tzero_copy::Copy::open(Path::new(copy), state.root())?,
+    })
 }
 
-fn not_a_stream(copy: &str) -> Result<&str, Ending> {
-    if copy == "-" {
-        return Err(Ending::usage("archives on standard input are not in this version: name an image"));
+fn remove(copy: &OsStr, state: &StatePaths) -> Result<CopyId, Ending> {
+    let catalogue = Catalogue::new(state.root());
+    if let Some(name) = copy.to_str() {
+        return Ok(catalogue.remove_named(name)?);
     }
-    Ok(copy)
+    let copy = find(copy, state)?;
+    catalogue.remove(&copy)?;
+    Ok(copy.id())
 }
 
 fn list(listing: &Listing, output: Output) {
@@ -98,6 +108,7 @@ fn show(copy: &CopySummary, output: Output) {
 }
 
 fn verify(copy: &tzero_copy::Copy, output: Output) -> Result<Exit, Ending> {
+    named(copy.image(), output)?;
     let cancel = Cancel::from_flag(interrupt::flag()?);
     let mut progress = Progress::new(output);
     let verification = tzero_copy::verify(copy, &mut |event| progress.show(event), &cancel);

@@ -6,11 +6,11 @@ use std::io::{self, IsTerminal, Write};
 use tracing::Level;
 use tzero_api::{Exit, StatePaths};
 use tzero_copy::placement;
-use tzero_daemon::{Config, ServeOptions};
+use tzero_daemon::{Address, Config, ServeOptions};
 
-use crate::absolute;
 use crate::cli::Serve;
 use crate::ending::Ending;
+use crate::sockets;
 
 /// Most that is logged, by name.
 const LOG_LEVEL: &str = "TZERO_LOG";
@@ -21,8 +21,13 @@ pub(crate) fn run(serve: Serve, state: &StatePaths) -> Result<Exit, Ending> {
         Some(path) => Config::read(path).map_err(Ending::usage)?,
         None => Config::default(),
     };
+    for address in &config.nbd {
+        if let Address::Unix(path) = address {
+            sockets::check(path)?;
+        }
+    }
     let options = ServeOptions {
-        state: absolute(state.root())?,
+        state: state.root().to_owned(),
         config,
         nbd: serve.nbd,
         lies_on: |path, base| placement::lies_on(path, &placement::Identity::of_file(base)?),
@@ -46,6 +51,8 @@ fn log_to_stderr() -> Result<(), Ending> {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
+        // A log that takes no more must not take the daemon with it.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

@@ -5,7 +5,9 @@ use tzero_api::control::{self, Originals, SnapshotState};
 use tzero_api::{Client, Exit, Name, Size, SnapshotPath, StatePaths};
 use tzero_copy::Timestamp;
 
+use crate::arguments::Deleted;
 use crate::cli::Snapshot;
+use crate::commands::client;
 use crate::ending::Ending;
 use crate::output::{Output, bytes};
 
@@ -13,7 +15,7 @@ use crate::output::{Output, bytes};
 const MAP_HEAD: &str = "# unit\tblock\tstate\tcache_offset\n";
 
 pub(crate) fn run(command: Snapshot, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
-    let client = Client::new(state)?;
+    let client = client(state)?;
     match command {
         Snapshot::Create { snapshot, volume } => {
             let [volume] = <[Name; 1]>::try_from(volume).map_err(|volumes| {
@@ -40,14 +42,16 @@ pub(crate) fn run(command: Snapshot, state: &StatePaths, output: Output) -> Resu
         }
         Snapshot::Map { snapshot } => map(&client, &snapshot, output)?,
         Snapshot::Delete { snapshot } => {
-            let path = if snapshot.contains('@') {
-                snapshot.parse().map_err(Ending::usage)?
-            } else {
-                only_one(&client, &snapshot.parse().map_err(Ending::usage)?)?
+            let path = match snapshot {
+                Deleted::Path(path) => path,
+                Deleted::Name(name) => only_one(&client, &name)?,
             };
             let deleted = client.delete_snapshot(&path)?;
             output.line(format!("snapshot {path} deleted"));
-            let object = json!({ "id": deleted.id, "volume": deleted.volume, "name": deleted.name, "deleted": true });
+            let object = json!({
+                "id": deleted.id, "volume": deleted.volume, "volume_id": deleted.volume_id, "name": deleted.name,
+                "deleted": true,
+            });
             output.result("snapshot", &object);
         }
     }
@@ -60,7 +64,7 @@ fn only_one(client: &Client, name: &Name) -> Result<SnapshotPath, Ending> {
     match (found.pop(), found.is_empty()) {
         (None, _) => Err(Ending::failed(format!("there is no snapshot {name}: `tzero snapshot list` shows them all"))),
         (Some(snapshot), true) => Ok(SnapshotPath { volume: snapshot.volume, snapshot: snapshot.name }),
-        (Some(_), false) => Err(Ending::usage(format!(
+        (Some(_), false) => Err(Ending::failed(format!(
             "{} volumes have a snapshot {name}: delete each with VOLUME@{name}",
             found.len() + 1
         ))),
@@ -78,7 +82,8 @@ fn map(client: &Client, path: &SnapshotPath, output: Output) -> Result<(), Endin
     let text = String::from_utf8_lossy(&lines);
     let entries: Vec<Value> = text.lines().filter_map(entry).collect();
     let map = json!({
-        "id": snapshot.id, "volume": snapshot.volume, "name": snapshot.name, "grain": snapshot.grain, "entries": entries,
+        "id": snapshot.id, "volume": snapshot.volume, "volume_id": snapshot.volume_id, "name": snapshot.name,
+        "grain": snapshot.grain, "entries": entries,
     });
     output.result("map", &map);
     Ok(())
@@ -152,6 +157,7 @@ fn state(state: SnapshotState) -> &'static str {
     match state {
         SnapshotState::Live => "live",
         SnapshotState::Broken => "broken",
+        SnapshotState::Unavailable => "unavailable",
     }
 }
 

@@ -1,18 +1,20 @@
 //! `tzero status`.
 
 use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tzero_api::control::{self, Snapshot};
-use tzero_api::{Client, Exit, StatePaths};
+use tzero_api::control::{self, Snapshot, SnapshotState};
+use tzero_api::{Exit, StatePaths, quoted};
 use tzero_copy::Timestamp;
 
 use crate::cli::Status;
-use crate::commands::{snapshot, volume};
+use crate::commands::{client, snapshot, volume};
 use crate::ending::Ending;
 use crate::output::Output;
+use crate::stdout;
 
 /// Time between two looks of `--watch`.
 const WATCH_STEP: Duration = Duration::from_secs(1);
@@ -20,14 +22,15 @@ const WATCH_STEP: Duration = Duration::from_secs(1);
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 pub(crate) fn run(command: &Status, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
-    let client = Client::new(state)?;
+    let client = client(state)?;
     loop {
         let status = client.status()?;
         if command.watch && !output.json && io::stdout().is_terminal() {
             output.raw(CLEAR.as_bytes());
         }
         show(&status, output);
-        if !command.watch {
+        // Nobody looks any more.
+        if !command.watch || stdout::is_lost() {
             return Ok(Exit::AsAsked);
         }
         thread::sleep(WATCH_STEP);
@@ -46,11 +49,15 @@ fn show(status: &control::Status, output: Output) {
     for (failed, reason) in status.volumes.iter().filter_map(|volume| Some((volume, volume.reason.as_ref()?))) {
         output.line(format!("volume {} is not served: {reason}", failed.name));
     }
+    for notice in status.notices.iter().chain(status.volumes.iter().flat_map(|volume| &volume.notices)) {
+        output.line(format!("notice: {notice}"));
+    }
     if !status.snapshots.is_empty() {
         output.line("");
         output.table(&snapshot::table(&status.snapshots));
     }
-    for (broken, reason) in status.snapshots.iter().filter_map(|snapshot| Some((snapshot, snapshot.reason.as_ref()?))) {
+    let broken = status.snapshots.iter().filter(|snapshot| snapshot.state == SnapshotState::Broken);
+    for (broken, reason) in broken.filter_map(|snapshot| Some((snapshot, snapshot.reason.as_ref()?))) {
         output.line(format!("snapshot {}@{} is broken: {reason}", broken.volume, broken.name));
     }
     let interrupted: Vec<&Snapshot> =
@@ -59,21 +66,35 @@ fn show(status: &control::Status, output: Output) {
         output.line("");
     }
     for snapshot in &interrupted {
-        let (resume, discard) = ways(snapshot);
+        let Ways { resume, discard } = Ways::of(snapshot);
         let t0 = Timestamp(snapshot.t0_ns);
+        let resume = resume.map_or("the command that began it and --resume".into(), |resume| format!("`{resume}`"));
         output.line(format!(
-            "the backup of {} as of {t0} was interrupted: go on with `{resume}` and the same DEST, or discard it with `{discard}`",
+            "the backup of {} as of {t0} was interrupted: go on with {resume}, or discard it with `{discard}`",
             snapshot.volume
         ));
     }
     output.result("status", &object(status, &interrupted));
 }
 
-/// How to go on with an interrupted backup, and how to discard it.
-fn ways(snapshot: &Snapshot) -> (String, String) {
-    let resume = format!("tzero backup {} --to DEST --resume", snapshot.volume);
-    let discard = format!("tzero snapshot delete {}@{}", snapshot.volume, snapshot.name);
-    (resume, discard)
+/// What can be done about an interrupted backup.
+struct Ways {
+    /// Not known where it is not known where the copy goes.
+    resume: Option<String>,
+    discard: String,
+}
+
+impl Ways {
+    fn of(snapshot: &Snapshot) -> Self {
+        let to = snapshot.destination.as_ref();
+        let resume = to.map(|to| format!("tzero backup {} --to {} --resume", snapshot.volume, quoted(&to.path)));
+        let discard = match to.filter(|to| Path::new(&to.unfinished).exists()) {
+            Some(to) => format!("tzero copy remove {}", quoted(&to.unfinished)),
+            // Its files are not known, or gone: all that is left of it is the snapshot.
+            None => format!("tzero snapshot delete {}@{}", snapshot.volume, snapshot.name),
+        };
+        Self { resume, discard }
+    }
 }
 
 fn object(status: &control::Status, interrupted: &[&Snapshot]) -> Value {
@@ -81,12 +102,16 @@ fn object(status: &control::Status, interrupted: &[&Snapshot]) -> Value {
     let interrupted: Vec<Value> = interrupted
         .iter()
         .map(|snapshot| {
-            let (resume, discard) = ways(snapshot);
-            json!({ "id": snapshot.id, "volume": snapshot.volume, "name": snapshot.name, "resume": resume, "discard": discard })
+            let Ways { resume, discard } = Ways::of(snapshot);
+            json!({
+                "id": snapshot.id, "volume": snapshot.volume, "volume_id": snapshot.volume_id, "name": snapshot.name,
+                "resume": resume, "discard": discard,
+            })
         })
         .collect();
     json!({
         "version": status.version, "pid": status.pid, "state": status.state, "nbd": status.nbd,
         "volumes": status.volumes, "snapshots": snapshots, "interrupted": interrupted,
+        "notices": status.notices,
     })
 }

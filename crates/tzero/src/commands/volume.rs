@@ -1,26 +1,22 @@
 //! `tzero volume`.
 
-use serde_json::json;
-use tzero_api::control::{self, AddVolume, VolumeState};
-use tzero_api::{Client, Exit, Size, StatePaths};
+use std::path::Path;
 
-use crate::absolute;
-use crate::cli::Volume;
+use serde_json::json;
+use tzero_api::control::{self, AddVolume, DEFAULT_GRAIN, VolumeState};
+use tzero_api::{Exit, Size, StatePaths};
+
+use crate::cli::{Volume, VolumeAdd};
+use crate::commands::client;
 use crate::ending::Ending;
 use crate::output::{Output, bytes};
+use crate::paths::recorded;
 
 pub(crate) fn run(command: Volume, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
-    let client = Client::new(state)?;
+    let client = client(state)?;
     match command {
         Volume::Add(add) => {
-            let request = AddVolume {
-                name: add.name,
-                base: absolute(&add.base)?,
-                grain: add.grain,
-                cache_dir: add.cache_dir.as_deref().map(absolute).transpose()?,
-                cache_limit: add.cache_limit,
-                direct: add.direct,
-            };
+            let request = request(add)?;
             let volume = client.add_volume(&request)?;
             output.line(format!("volume {}: {} of {}", volume.name, Size(volume.size), volume.base.display()));
             output.result("volume", &volume);
@@ -45,6 +41,24 @@ pub(crate) fn run(command: Volume, state: &StatePaths, output: Output) -> Result
         }
     }
     Ok(Exit::AsAsked)
+}
+
+fn request(add: VolumeAdd) -> Result<AddVolume, Ending> {
+    let grain = add.grain.unwrap_or(Size(DEFAULT_GRAIN.into()));
+    if let Some(limit) = add.cache_limit.filter(|limit| *limit < grain) {
+        return Err(Ending::usage(format!(
+            "the cache limit {limit} leaves no room for originals: give at least one grain ({grain})"
+        )));
+    }
+    let told = |path: &Path| recorded(path, "the daemon's records name it");
+    Ok(AddVolume {
+        name: add.name,
+        base: told(&add.base)?,
+        grain: add.grain,
+        cache_dir: add.cache_dir.as_deref().map(told).transpose()?,
+        cache_limit: add.cache_limit,
+        direct: add.direct,
+    })
 }
 
 /// A line a volume.
@@ -74,6 +88,9 @@ fn show(volume: &control::Volume, output: Output) {
     output.line(format!("state       {}", state(volume.state)));
     if let Some(reason) = &volume.reason {
         output.line(format!("reason      {reason}"));
+    }
+    for notice in &volume.notices {
+        output.line(format!("notice      {notice}"));
     }
     output.line(format!("base        {}", volume.base.display()));
     output.line(format!("size        {} ({} bytes)", Size(volume.size), volume.size));

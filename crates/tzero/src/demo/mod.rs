@@ -27,8 +27,9 @@ use crate::demo::stage::Stage;
 use crate::demo::stamp::BLOCK;
 use crate::demo::writer::{Log, Schedule, WRITERS};
 use crate::ending::Ending;
+use crate::interrupt;
 use crate::output::{Output, bytes};
-use crate::{absolute, interrupt};
+use crate::paths::recorded;
 
 const VOLUME: &str = "demo";
 /// Sizes that make sense: every writer has some blocks, and it ends in a minute or so.
@@ -47,7 +48,7 @@ pub(crate) fn run(demo: &Demo, output: Output) -> Result<Exit, Ending> {
         let sentence = format!("the size {} does not suit a demo: give a multiple of 4K from 1M to 16G", demo.size);
         return Err(Ending::usage(sentence));
     }
-    let parent = absolute(&demo.dir.clone().unwrap_or_else(env::temp_dir))?;
+    let parent = recorded(&demo.dir.clone().unwrap_or_else(env::temp_dir), "the demo's own volume is below it")?;
     check_room(&parent, size)?;
     let begun = Instant::now();
     let mut stage = Stage::new(&parent, interrupt::patient_flag()?)?;
@@ -62,6 +63,9 @@ pub(crate) fn run(demo: &Demo, output: Output) -> Result<Exit, Ending> {
 }
 
 fn check_room(parent: &Path, size: u64) -> Result<(), Ending> {
+    if parent.exists() && !parent.is_dir() {
+        return Err(Ending::failed(format!("{} is no directory: name one with --dir", parent.display())));
+    }
     let free = tzero_io::system::free_space(parent)
         .map_err(|error| Ending::failed(format!("{} cannot be used: {error}", parent.display())))?;
     if free < size * ROOM {

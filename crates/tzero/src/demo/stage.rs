@@ -30,10 +30,10 @@ pub(crate) struct Stage {
 impl Stage {
     /// Makes the directory.
     pub(crate) fn new(parent: &Path, interrupted: Arc<AtomicBool>) -> Result<Self, Ending> {
-        let directory = tempfile::Builder::new()
-            .prefix("tzero-demo-")
-            .tempdir_in(parent)
-            .map_err(|error| Ending::failed(format!("no directory can be made in {}: {error}", parent.display())))?;
+        let directory = tempfile::Builder::new().prefix("tzero-demo-").tempdir_in(parent).map_err(|error| {
+            // The error itself names the place once more.
+            Ending::failed(format!("no directory can be made in {}: {}", parent.display(), error.kind()))
+        })?;
         let program = env::current_exe()
             .map_err(|error| Ending::failed(format!("the program itself cannot be found: {error}")))?;
         Ok(Self { directory, program, interrupted, daemon: None })

@@ -1,16 +1,13 @@
-//! Which ranges a snapshot no longer needs because its consumer has them.
+//! Sets of ranges, in memory and on record: what a snapshot has released, what its scope is.
 //!
-//! File `released-<snapshot id>`: word 0 magic `TZERORLS`, word 1 version, word 2 count, then records of two words (start byte, end byte).
+//! File: word 0 magic `TZERORLS`, word 1 version, word 2 count, then records of two words (start byte, end byte).
 //! A record is written before the count that covers it; a record that continues the last one replaces its end in one store.
-//! The file is made at the first release.
 
 use std::collections::BTreeMap;
 use std::io;
 
 use tzero_block::ByteRange;
 use tzero_io::{Mapping, Storage};
-
-use crate::units::SnapshotId;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"TZERORLS");
 const VERSION: u64 = 1;
@@ -52,6 +49,23 @@ impl RangeSet {
         self.ranges.range(..=range.start()).next_back().is_some_and(|(_, end)| *end >= range.end())
     }
 
+    /// The parts of `range` that are not in the set, ascending.
+    pub fn missing(&self, range: ByteRange) -> Vec<ByteRange> {
+        let mut missing = Vec::new();
+        let mut at = range.start();
+        let before = self.ranges.range(..=at).next_back();
+        for (start, end) in before.into_iter().chain(self.ranges.range(at + 1..range.end().max(at + 1))) {
+            if at < *start {
+                missing.push(ByteRange::between(at, *start));
+            }
+            at = at.max(*end);
+        }
+        if at < range.end() {
+            missing.push(ByteRange::between(at, range.end()));
+        }
+        missing
+    }
+
     /// The ranges, ascending.
     pub fn iter(&self) -> impl Iterator<Item = ByteRange> {
         self.ranges.iter().map(|(start, end)| ByteRange::between(*start, *end))
@@ -63,23 +77,18 @@ impl RangeSet {
     }
 }
 
-/// The persistent form of a snapshot's released set.
-pub struct ReleasedLog<M> {
+/// The persistent form of a set of ranges.
+pub struct RangeLog<M> {
     mapping: M,
 }
 
-impl<M: Mapping> ReleasedLog<M> {
-    /// Name of the file of a snapshot.
-    pub fn name(snapshot: SnapshotId) -> String {
-        format!("released-{snapshot}")
-    }
-
-    /// Opens the log of a snapshot, or makes an empty one.
+impl<M: Mapping> RangeLog<M> {
+    /// Opens the log `name`, or makes an empty one.
     ///
     /// # Errors
     /// When there is no space, or what is there is not such a log (`InvalidData`).
-    pub fn open_or_create<S: Storage<Mapping = M>>(storage: &S, snapshot: SnapshotId) -> io::Result<Self> {
-        let mapping = storage.open(&Self::name(snapshot), HEADER + FIRST_RECORDS * RECORD)?;
+    pub fn open_or_create<S: Storage<Mapping = M>>(storage: &S, name: &str) -> io::Result<Self> {
+        let mapping = storage.open(name, HEADER + FIRST_RECORDS * RECORD)?;
         if mapping.len() >= HEADER && mapping.load(0) == 0 {
             mapping.store(8, VERSION)?;
             mapping.publish(0, MAGIC)?;
@@ -89,7 +98,7 @@ impl<M: Mapping> ReleasedLog<M> {
         if fits && log.count() <= (log.mapping.len() - HEADER) / RECORD { Ok(log) } else { Err(invalid()) }
     }
 
-    /// What has been released.
+    /// The set.
     ///
     /// # Errors
     /// When a record is malformed (`InvalidData`).
@@ -106,10 +115,10 @@ impl<M: Mapping> ReleasedLog<M> {
         Ok(set)
     }
 
-    /// Records that a range is released. From its return on this survives the process.
+    /// Adds a range. From its return on this survives the process.
     ///
     /// # Errors
-    /// When there is no space: the range then still counts as needed.
+    /// When there is no space: the range is then not in the set.
     pub fn append(&self, range: ByteRange) -> io::Result<()> {
         let count = self.count();
         if let Some(last) = count.checked_sub(1) {
@@ -133,7 +142,7 @@ impl<M: Mapping> ReleasedLog<M> {
 }
 
 fn invalid() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "not a log of released ranges")
+    io::Error::new(io::ErrorKind::InvalidData, "not a log of ranges")
 }
 
 #[cfg(test)]
@@ -150,5 +159,34 @@ mod tests {
         assert!(set.contains(ByteRange::between(12, 40)) && !set.contains(ByteRange::between(4, 11)));
         assert!(set.overlaps(ByteRange::between(4, 10)) && !set.overlaps(ByteRange::between(5, 10)));
         assert_eq!(set.bytes(), 35);
+    }
+
+    #[test]
+    fn what_is_missing_is_the_rest() {
+        let mut random = 1_u64;
+        for _ in 0..2000 {
+            let mut draw = |bound: u64| {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (random >> 33) % bound
+            };
+            let (mut set, mut has) = (RangeSet::default(), [false; 64]);
+            for _ in 0..draw(6) {
+                let (start, len) = (draw(60), draw(5));
+                set.insert(ByteRange::new(start, len));
+                has[start as usize..(start + len) as usize].fill(true);
+            }
+            let start = draw(64);
+            let range = ByteRange::new(start, draw(65 - start));
+            let missing = set.missing(range);
+            assert!(
+                missing.iter().all(|part| !part.is_empty())
+                    && missing.windows(2).all(|two| two[0].end() < two[1].start())
+            );
+            for byte in 0..64 {
+                let said = missing.iter().any(|part| part.start() <= byte && byte < part.end());
+                let inside = range.start() <= byte && byte < range.end();
+                assert_eq!(said, inside && !has[byte as usize], "byte {byte} of {range} in {set:?}: {missing:?}");
+            }
+        }
     }
 }

@@ -1,0 +1,114 @@
+//! The volumes that a state directory has on record, as far as a copy must not touch what is theirs.
+//!
+//! `STATE/volumes/NAME/volume.json` is written before a volume is served for the first time and stays until it is removed.
+//! So the record tells of every volume, whether a daemon runs or not, and nobody has to be asked. A volume that is declared
+//! in a configuration and could never be opened has no record, and no bytes either.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tzero_api::{Name, StatePaths};
+
+use crate::error::{Error, FileAction, Holding};
+use crate::opening;
+use crate::placement::{Ground, Identity, resolved};
+
+/// Longest record that is read, in bytes.
+const LONGEST: u64 = 1 << 20;
+const RECORD: &str = "volume.json";
+
+/// What the record says. Its format is the daemon's.
+#[derive(Deserialize)]
+struct Record {
+    id: String,
+    base: PathBuf,
+    cache_dir: Option<PathBuf>,
+}
+
+/// Refuses a place that shares bytes with the base or the originals of a registered volume. The one that is being copied is
+/// left to whoever knows its open base.
+pub(crate) fn refuse_registered(path: &Path, ground: &Ground, state: &Path, copied: Option<&str>) -> Result<(), Error> {
+    let place = resolved(path).ok();
+    let is_there = |owned: &Path| {
+        // A base that is gone leaves its place, which stays the volume's.
+        Identity::of_path(owned).is_ok_and(|identity| ground.meets(identity))
+            || place.is_some() && place == resolved(owned).ok()
+    };
+    for (name, record) in registered(state)? {
+        let refused = |holding| Error::Registered { path: path.to_owned(), volume: name.to_string(), holding };
+        if copied != Some(name.as_str()) && is_there(&record.base) {
+            return Err(refused(Holding::Base));
+        }
+        let originals = record.cache_dir.map(|directory| directory.join(format!("{name}-{}.originals", record.id)));
+        if originals.is_some_and(|originals| is_there(&originals)) {
+            return Err(refused(Holding::Originals));
+        }
+    }
+    Ok(())
+}
+
+/// All volumes on record. One whose record is damaged is left out: nobody can tell what its base is.
+fn registered(state: &Path) -> Result<Vec<(Name, Record)>, Error> {
+    let paths = StatePaths::new(state);
+    let root = paths.volumes();
+    let entries = match fs::read_dir(&root) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        other => other.map_err(Error::file(FileAction::Read, &root))?,
+    };
+    let mut volumes = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(Error::file(FileAction::Read, &root))?.file_name();
+        let Some(name) = name.to_str().and_then(|name| name.parse::<Name>().ok()) else { continue };
+        let record = opening::read(&paths.volume(&name).join(RECORD), LONGEST).ok();
+        volumes.extend(record.and_then(|record| serde_json::from_slice(&record).ok()).map(|record| (name, record)));
+    }
+    Ok(volumes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn register(state: &Path, name: &str, base: &Path, cache_dir: Option<&Path>) {
+        let directory = state.join("volumes").join(name);
+        fs::create_dir_all(&directory).unwrap();
+        let record =
+            serde_json::json!({ "version": 1, "id": "1a", "name": name, "base": base, "cache_dir": cache_dir });
+        fs::write(directory.join(RECORD), record.to_string()).unwrap();
+    }
+
+    #[test]
+    fn bases_and_originals_are_known_by_any_name_and_by_their_place() {
+        let root = tempfile::tempdir().unwrap();
+        let state = root.path().join("state");
+        let path = |name: &str| root.path().join(name);
+        fs::write(path("base"), "x").unwrap();
+        fs::hard_link(path("base"), path("hard")).unwrap();
+        std::os::unix::fs::symlink(path("base"), path("soft")).unwrap();
+        fs::create_dir(path("fast")).unwrap();
+        let refused = |name: &str, copied: Option<&str>| {
+            let ground = Ground::of(&path(name)).unwrap();
+            match refuse_registered(&path(name), &ground, &state, copied) {
+                Ok(()) => None,
+                Err(Error::Registered { volume, holding, .. }) => Some((volume, holding)),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(refused("base", None), None, "there is no state yet");
+        register(&state, "v", &path("base"), Some(&path("fast")));
+        register(&state, "gone", &path("missing"), None);
+        fs::create_dir(state.join("volumes/damaged")).unwrap();
+        fs::write(state.join("volumes/damaged").join(RECORD), "{").unwrap();
+        fs::create_dir(state.join("volumes/removed~gone")).unwrap();
+        for name in ["base", "hard", "soft"] {
+            assert_eq!(refused(name, None), Some(("v".into(), Holding::Base)), "{name}");
+        }
+        assert_eq!(refused("missing", None), Some(("gone".into(), Holding::Base)));
+        assert_eq!(refused("fast/v-1a.originals", None), Some(("v".into(), Holding::Originals)));
+        assert_eq!((refused("new", None), refused("fast/new", None), refused("base", Some("v"))), (None, None, None));
+    }
+}

@@ -1,0 +1,133 @@
+//! Volumes and snapshots as the control interface shows them. Everything here blocks: it asks the system.
+
+use tzero_api::control::{self, Basis, VolumeState};
+use tzero_api::sentence;
+use tzero_engine::{SnapshotInfo, SnapshotState};
+use tzero_io::system;
+
+use crate::backups::Backups;
+use crate::filling::{Rates, full_in};
+use crate::refusal::Refusal;
+use crate::volume::{Condition, Serving, Volume, broken};
+use crate::words;
+
+impl Volume {
+    /// When the cache will be full.
+    pub(crate) fn forecast(&self) -> Result<control::Forecast, Refusal> {
+        let serving = self.serving()?;
+        let pressure = serving.engine.pressure();
+        let Rates { saved, changed } = serving.filling.rates(system::monotonic_ns(), pressure.used);
+        let is_live = |info: &SnapshotInfo| info.state == SnapshotState::Live;
+        let (rate, basis) = match serving.engine.snapshots().iter().any(is_live) {
+            true => (saved, Basis::Saved),
+            false => (changed, Basis::Changed),
+        };
+        let room = serving.room(pressure.limit.saturating_sub(pressure.used), pressure.used);
+        Ok(control::Forecast {
+            id: self.id(),
+            volume: self.name.clone(),
+            room,
+            rate: rate as u64,
+            basis,
+            full_in_seconds: full_in(room, rate),
+        })
+    }
+
+    /// The volume as the control interface describes it.
+    pub(crate) fn describe(&self) -> control::Volume {
+        let record = self.record.as_ref();
+        let mut described = control::Volume {
+            id: self.id(),
+            name: self.name.clone(),
+            state: VolumeState::Failed,
+            reason: None,
+            base: record.map(|record| record.base.clone()).unwrap_or_default(),
+            size: record.and_then(|record| record.identity.as_ref()).map_or(0, |identity| identity.size()),
+            grain: record.map_or(0, |record| record.grain),
+            direct: record.is_some_and(|record| record.direct),
+            generation: record.map_or(0, |record| record.generation),
+            cache: record.map(|record| self.directory.cache(record)).unwrap_or_default(),
+            cache_used: 0,
+            cache_file: 0,
+            cache_limit: record.and_then(|record| record.cache_limit),
+            full_in_seconds: None,
+            declared: record.is_some_and(|record| record.declared),
+            connections: self.connections(),
+            snapshots: self.snapshots().len() as u64,
+            notices: Vec::new(),
+        };
+        match &self.condition {
+            Condition::Failed(reason) => described.reason = Some(reason.to_string()),
+            Condition::Serving(serving) => {
+                self.look_at_base();
+                match self.whole() {
+                    Ok(_) => described.state = VolumeState::Serving,
+                    Err(lost) => described.reason = Some(sentence(lost)),
+                }
+                described.size = serving.engine.size();
+                described.cache_used = serving.engine.pressure().used;
+                described.cache_file = serving.cache_file();
+                let forecast = self.forecast().ok().filter(|forecast| forecast.basis == Basis::Saved);
+                described.full_in_seconds = forecast.and_then(|forecast| forecast.full_in_seconds);
+                described.notices.clone_from(&serving.notices);
+            }
+        }
+        described
+    }
+
+    /// Snapshots as the control interface describes them. Goes through all originals.
+    pub(crate) fn describe_snapshots(&self, infos: &[SnapshotInfo]) -> Vec<control::Snapshot> {
+        let unique = self.serving().map(|serving| serving.engine.unique_bytes()).unwrap_or_default();
+        infos.iter().filter_map(|info| self.describe_snapshot(info, unique.get(&info.id).copied())).collect()
+    }
+
+    fn describe_snapshot(&self, info: &SnapshotInfo, unique: Option<u64>) -> Option<control::Snapshot> {
+        let (state, reason) = match (broken(&info.state), self.whole()) {
+            (Some(reason), _) => (control::SnapshotState::Broken, Some(reason)),
+            (None, Err(refusal)) => (control::SnapshotState::Unavailable, Some(sentence(refusal))),
+            (None, Ok(_)) => (control::SnapshotState::Live, None),
+        };
+        Some(control::Snapshot {
+            id: info.id.to_string(),
+            volume: self.name.clone(),
+            volume_id: self.id(),
+            name: info.name.parse().ok()?,
+            state,
+            reason,
+            t0_ns: info.created_ns,
+            pause_us: info.pause_ns.div_ceil(1000),
+            size: info.size,
+            grain: self.record.as_ref().map_or(0, |record| record.grain),
+            epoch: info.epoch.0,
+            originals: words::shown_originals(info.originals),
+            on_full: words::shown_on_full(info.on_full),
+            scope: info.scope.as_ref().map(|scope| {
+                scope.iter().map(|part| control::Part { offset: part.start(), length: part.len() }).collect()
+            }),
+            captured_bytes: info.captured_bytes,
+            unique_bytes: unique.unwrap_or(0),
+            private: info.private,
+            mover: self.has_mover(info.id),
+            destination: Some(&info.name)
+                .filter(|_| info.private)
+                .and_then(|name| Backups::of(&self.directory).destination(name)),
+            readers: self.readers_of(info.id),
+        })
+    }
+}
+
+impl Serving {
+    /// Bytes that the cache's file takes on disk.
+    fn cache_file(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(&self.cache).map_or(0, |file| file.blocks() * 512)
+    }
+
+    /// How much more the cache takes with so much left of its limit: the file system may have less.
+    fn room(&self, left: u64, used: u64) -> u64 {
+        // What the file has and nobody uses is used again.
+        let reusable = self.cache_file().saturating_sub(used);
+        let free = system::free_space(&self.cache).map_or(u64::MAX, |free| free.saturating_add(reusable));
+        left.min(free)
+    }
+}

@@ -1,0 +1,27 @@
+//! What the daemon's servers share.
+
+use std::sync::{Arc, OnceLock};
+
+use tzero_api::StatePaths;
+
+use crate::address::Address;
+use crate::threads::DataThreads;
+use crate::volumes::Volumes;
+
+/// The daemon, as its servers know it.
+pub(crate) struct Daemon {
+    pub(crate) paths: StatePaths,
+    pub(crate) threads: Arc<DataThreads>,
+    pub(crate) volumes: Arc<Volumes>,
+    /// What the operator should know of the state directory, a sentence each.
+    pub(crate) notices: Vec<String>,
+    /// Where NBD clients connect, once it is known.
+    pub(crate) listening: OnceLock<Vec<Address>>,
+}
+
+impl Daemon {
+    /// Where NBD clients connect.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.listening.get().into_iter().flatten().map(Address::to_string).collect()
+    }
+}

@@ -1,0 +1,53 @@
+//! A base that becomes shorter while it is served: somebody has cut it behind the daemon's back.
+//!
+//! What lay behind the cut is lost, to the host and to every snapshot, and a base that gets its size back does not get that back. So from
+//! the moment that it is noticed until the next start the volume says so: it takes no new client, no snapshot and no mover. Clients that are
+//! there stay; the system gives them errors for what is lost. It is on record at once, and however the daemon ends, the next start
+//! refuses the base or breaks the snapshots.
+
+use std::sync::Arc;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::filling::STEP;
+use crate::identity::{CleanStop, size_of};
+use crate::refusal::Refusal;
+use crate::threads::off_thread;
+use crate::volume::{Serving, Volume};
+use crate::volumes::Volumes;
+
+impl Volume {
+    /// What is open, of a volume that has all its bytes.
+    pub(crate) fn whole(&self) -> Result<&Serving, Refusal> {
+        let serving = self.serving()?;
+        let Some(size) = serving.lost.get() else { return Ok(serving) };
+        let path = self.record.as_ref().map(|record| record.base.clone()).unwrap_or_default();
+        Err(Refusal::BaseShrank { volume: self.name.clone(), path, size: *size, was: serving.engine.size() })
+    }
+
+    /// Looks whether the base still has its size, and puts on record if it has not. Blocking.
+    pub(crate) fn look_at_base(&self) {
+        let Ok(serving) = self.whole() else { return };
+        let Some(size) = size_of(&serving.base).ok().filter(|size| *size < serving.engine.size()) else { return };
+        if serving.lost.set(size).is_err() {
+            return;
+        }
+        if let Err(shrank) = self.whole() {
+            tracing::error!("{shrank}");
+        }
+        if let Err(error) = self.directory.record_clean_stop(Some(&CleanStop::of_loss())) {
+            tracing::error!(volume = %self.name, "that the base was cut cannot be recorded: {error}");
+        }
+    }
+}
+
+/// Looks at all bases for as long as the daemon runs.
+pub(crate) async fn watch(volumes: Arc<Volumes>) {
+    let mut again = interval(STEP);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        again.tick().await;
+        let all = volumes.all();
+        off_thread(move || all.iter().for_each(|volume| volume.look_at_base())).await;
+    }
+}

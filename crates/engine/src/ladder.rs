@@ -1,0 +1,241 @@
+//! What gives when the original cache is nearly full, or full (R53, INV-10).
+//!
+//! From the first rung to the last:
+//!
+//! 1. The cache's tiers fill up one after the other; that is the cache's device, not this.
+//! 2. Slots of originals that their consumer has had are used again ([`crate::reuse`]).
+//! 3. *Hurry*: a mover that is at work sees how full the cache is ([`Pressure`]) and hurries.
+//! 4. *Slow down*: while a mover is at work, first writes wait a little, the longer the fuller, up to [`MOST_SLOWED`]; when the cache is full,
+//!    up to the longest wait that a snapshot which needs the original asks for, else that same bound.
+//! 5. *Break*: the snapshot with the most originals of its own goes, those that may be broken at once before those that would wait; then the
+//!    next. One that has none of its own gives no space.
+//! 6. Nothing can be had: the snapshots that need this very original break. Only where one of them was asked to fail writes instead, the
+//!    host's write fails.
+//!
+//! Without a mover at work nobody makes space, so nobody waits.
+//!
+//! # Invariants
+//! 1. A host change waits here for a bounded time, holding claims of its own grains only.
+//! 2. A host's write fails only for a snapshot made with [`OnFull::FailWrites`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tzero_io::yield_now;
+use tzero_originals::{BrokenReason, Epoch, GrainIndex, OnFull, OriginalCache, Payload, SnapshotId};
+
+use crate::first::within;
+use crate::platform::Platform;
+use crate::points::{Event, Point};
+use crate::snapshots::Snapshot;
+use crate::volume::{StateOf, Volume};
+
+/// Longest time in nanoseconds that one save of a host change is slowed down while a mover is at work, where no snapshot asks for more.
+pub const MOST_SLOWED: u64 = 20_000_000;
+/// Slots whose space is being given back are looked for again after so many nanoseconds,
+const LOOK_AGAIN: u64 = 1_000_000;
+/// so many times.
+const MOST_LOOKS: u32 = 500;
+/// The cache is nearly full from this share of its slots on, in percent.
+const NEARLY_FULL: u64 = 80;
+
+/// How full the original cache is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// Bytes in use.
+    pub used: u64,
+    /// Most bytes that may be.
+    pub limit: u64,
+    /// First writes are being slowed down, or wait.
+    pub nearly_full: bool,
+}
+
+/// What becomes of a save that found no room.
+pub(crate) enum Room {
+    /// There may be some now.
+    Try,
+    /// There is none: whoever needs the original breaks.
+    None,
+    /// There is none, and somebody who needs the original would rather see the host's write fail.
+    FailWrite,
+}
+
+/// A mover is at work on a snapshot of the volume as long as this lives.
+pub struct MoverAtWork<P: Platform>(Arc<Volume<P>>);
+
+impl<P: Platform> Drop for MoverAtWork<P> {
+    fn drop(&mut self) {
+        self.0.movers.fetch_sub(1, Ordering::AcqRel);
+        // Those who wait for space that it would have made wait for nothing now.
+        self.0.freed.notify_all();
+    }
+}
+
+/// When a host change began to wait for space, and how long it may in all.
+#[derive(Default)]
+pub(crate) struct Patience {
+    until: Option<u64>,
+    looks: u32,
+}
+
+impl<P: Platform> Volume<P> {
+    /// Says that a mover is at work: space will be made.
+    pub fn mover_at_work(self: &Arc<Self>) -> MoverAtWork<P> {
+        self.movers.fetch_add(1, Ordering::AcqRel);
+        MoverAtWork(Arc::clone(self))
+    }
+
+    /// How full the cache is.
+    pub fn pressure(&self) -> Pressure {
+        let usage = self.originals.usage();
+        let nearly_full = usage.bytes >= share(usage.limit_bytes, NEARLY_FULL);
+        Pressure { used: usage.bytes, limit: usage.limit_bytes, nearly_full }
+    }
+
+    /// Rung 4's slowing down: before anything is claimed.
+    pub(crate) async fn slow_down(&self) {
+        if self.movers.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let Pressure { used, limit, nearly_full } = self.pressure();
+        if !nearly_full {
+            return;
+        }
+        let start = share(limit, NEARLY_FULL);
+        let above = used.saturating_sub(start).min(limit - start);
+        let delay = u128::from(MOST_SLOWED) * u128::from(above) / u128::from((limit - start).max(1));
+        if delay > 0 {
+            self.platform.observe(Event::SlowedDown);
+            self.platform.sleep(delay as u64).await;
+        }
+    }
+
+    /// A save of these grains found the cache full.
+    pub(crate) async fn make_room(&self, grains: &[GrainIndex], tag: Epoch, patience: &mut Patience) -> Room {
+        if self.reuse_delivered().await
+            || self.wait_for_space(grains, tag, patience).await
+            || self.wait_for_given_back(patience).await
+        {
+            return Room::Try;
+        }
+        if let Some(victim) = self.most_unique().await {
+            self.platform.point(Point::SaveFailed).await;
+            {
+                let _claims = self.lock();
+                self.break_snapshot(&victim, BrokenReason::CacheFull, self.grains.range(grains[0]).start());
+                if !self.snapshots.any_live() {
+                    self.pending.disarm();
+                }
+            }
+            self.platform.point(Point::Broken).await;
+            if !victim.swept.swap(true, Ordering::AcqRel) {
+                self.sweep(&victim).await;
+            }
+            return Room::Try;
+        }
+        let fails = self.needing_any(grains, tag).iter().any(|snapshot| snapshot.on_full == OnFull::FailWrites);
+        if fails { Room::FailWrite } else { Room::None }
+    }
+
+    /// Waits for space while a mover is at work; `true` says that there may be some.
+    async fn wait_for_space(&self, grains: &[GrainIndex], tag: Epoch, patience: &mut Patience) -> bool {
+        let now = self.platform.monotonic_ns();
+        let until = *patience.until.get_or_insert_with(|| {
+            let wait = |snapshot: &Arc<Snapshot>| match snapshot.on_full {
+                OnFull::Wait(ms) => u64::from(ms) * 1_000_000,
+                OnFull::Break | OnFull::FailWrites => MOST_SLOWED,
+            };
+            now + self.needing_any(grains, tag).iter().map(wait).max().unwrap_or(0)
+        });
+        let freed = self.freed.listen();
+        if now >= until || self.movers.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        self.platform.observe(Event::WaitedForSpace);
+        let _ = within(freed, self.platform.sleep(until - now)).await;
+        true
+    }
+
+    /// Free slots that are set aside for the moment come back soon; `true` says that they may have.
+    async fn wait_for_given_back(&self, patience: &mut Patience) -> bool {
+        if patience.looks == MOST_LOOKS || !self.originals.is_giving_back() {
+            return false;
+        }
+        patience.looks += 1;
+        self.platform.sleep(LOOK_AGAIN).await;
+        true
+    }
+
+    fn needing_any(&self, grains: &[GrainIndex], tag: Epoch) -> Vec<Arc<Snapshot>> {
+        let mut all: BTreeMap<Epoch, Arc<Snapshot>> = BTreeMap::new();
+        for grain in grains {
+            let newest = self.originals.newest(*grain);
+            let needing = self.snapshots.needing(self.grains, *grain, newest, tag);
+            all.extend(needing.into_iter().map(|snapshot| (snapshot.epoch, snapshot)));
+        }
+        all.into_values().collect()
+    }
+
+    /// The snapshot whose end frees the most, those that break at once first; none where nobody's end would free anything.
+    async fn most_unique(&self) -> Option<Arc<Snapshot>> {
+        let candidates: Vec<_> = self.snapshots.all().into_iter().filter(|snapshot| snapshot.holds()).collect();
+        let unique = if candidates.is_empty() { BTreeMap::new() } else { self.unique_bytes_gently().await };
+        let bytes = |snapshot: &Snapshot| unique.get(&snapshot.id).copied().unwrap_or(0);
+        candidates
+            .into_iter()
+            .filter(|snapshot| snapshot.on_full != OnFull::FailWrites && snapshot.holds() && bytes(snapshot) > 0)
+            .max_by_key(|snapshot| (snapshot.on_full == OnFull::Break, bytes(snapshot)))
+    }
+
+    /// Bytes of originals that only one snapshot holds, by snapshot, while others have their turn.
+    pub async fn unique_bytes_gently(&self) -> BTreeMap<SnapshotId, u64> {
+        let mut unique = BTreeMap::new();
+        for part in 0..OriginalCache::<StateOf<P>, P::Cache>::parts() {
+            let entries = self.originals.entries_of(part);
+            if !entries.is_empty() {
+                self.add_unique(&entries, &mut unique);
+                yield_now().await;
+            }
+        }
+        unique
+    }
+
+    /// Bytes of originals that only one snapshot holds, by snapshot: what deleting it gives back. Goes through all originals; not for a thread
+    /// that serves hosts.
+    pub fn unique_bytes(&self) -> BTreeMap<SnapshotId, u64> {
+        let mut unique = BTreeMap::new();
+        for part in 0..OriginalCache::<StateOf<P>, P::Cache>::parts() {
+            self.add_unique(&self.originals.entries_of(part), &mut unique);
+        }
+        unique
+    }
+
+    /// `entries` are all originals of their grains, by grain and tag.
+    fn add_unique(&self, entries: &[(GrainIndex, tzero_originals::Entry)], unique: &mut BTreeMap<SnapshotId, u64>) {
+        let snapshots: Vec<_> = self.snapshots.all().into_iter().filter(|snapshot| snapshot.holds()).collect();
+        let mut before = None;
+        for (grain, entry) in entries {
+            let after = before.filter(|(other, _)| other == grain).map(|(_, tag)| tag);
+            before = Some((*grain, entry.tag));
+            if !matches!(entry.payload, Payload::Stored { .. }) {
+                continue;
+            }
+            let first = snapshots.partition_point(|snapshot| after.is_some_and(|after| snapshot.epoch <= after));
+            let mut resolving = snapshots[first..]
+                .iter()
+                .take_while(|snapshot| snapshot.epoch <= entry.tag)
+                .filter(|snapshot| snapshot.needs(self.grains, *grain));
+            if let (Some(only), None) = (resolving.next(), resolving.next()) {
+                *unique.entry(only.id).or_default() += self.grains.grain();
+            }
+        }
+    }
+}
+
+/// Counts the movers at work on a volume.
+pub(crate) type Movers = AtomicUsize;
+
+fn share(of: u64, percent: u64) -> u64 {
+    (u128::from(of) * u128::from(percent) / 100) as u64
+}

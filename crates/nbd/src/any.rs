@@ -1,0 +1,70 @@
+//! A device of any kind that a configuration can name.
+
+use tzero_block::{BlockDevice, ByteRange, Error, Extent, FileDevice, Geometry, Zeroes};
+use tzero_io::Buffer;
+
+use crate::client::NbdDevice;
+
+/// A device that is here or elsewhere. One match for each request, nothing else.
+#[derive(Debug)]
+pub enum AnyDevice {
+    /// A file or block device of this machine.
+    File(FileDevice),
+    /// An export of an NBD server.
+    Nbd(NbdDevice),
+}
+
+macro_rules! either {
+    ($self:ident, $device:ident => $call:expr) => {
+        match $self {
+            Self::File($device) => $call,
+            Self::Nbd($device) => $call,
+        }
+    };
+}
+
+impl From<FileDevice> for AnyDevice {
+    fn from(device: FileDevice) -> Self {
+        Self::File(device)
+    }
+}
+
+impl From<NbdDevice> for AnyDevice {
+    fn from(device: NbdDevice) -> Self {
+        Self::Nbd(device)
+    }
+}
+
+impl BlockDevice for AnyDevice {
+    fn geometry(&self) -> Geometry {
+        either!(self, device => device.geometry())
+    }
+
+    async fn read(&self, offset: u64, buffer: Buffer) -> (Buffer, Result<(), Error>) {
+        either!(self, device => device.read(offset, buffer).await)
+    }
+
+    async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), Error>) {
+        either!(self, device => device.write(offset, buffer, fua).await)
+    }
+
+    async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), Error> {
+        either!(self, device => device.write_zeroes(range, zeroes).await)
+    }
+
+    async fn discard(&self, range: ByteRange) -> Result<(), Error> {
+        either!(self, device => device.discard(range).await)
+    }
+
+    async fn flush(&self) -> Result<(), Error> {
+        either!(self, device => device.flush().await)
+    }
+
+    async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, Error> {
+        either!(self, device => device.extents(range).await)
+    }
+
+    async fn prefetch(&self, range: ByteRange) {
+        either!(self, device => device.prefetch(range).await);
+    }
+}

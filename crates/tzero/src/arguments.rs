@@ -1,0 +1,121 @@
+//! What single arguments may be, so that what cannot be meant is refused before anything is asked or done.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use tzero_api::control::{LARGEST_GRAIN, SMALLEST_GRAIN};
+use tzero_api::{Name, NameError, Size, SizeError, SnapshotPath, is_private};
+use tzero_daemon::{Address, AddressError};
+
+use crate::sockets::{self, TooLong};
+
+/// Why a text is not what its argument wants.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ArgumentError {
+    #[error("it is empty: name what is meant")]
+    Empty,
+    #[error("archives on standard input are not in this version: name an image")]
+    Stream,
+    #[error("it is not a power of two from 512 to 1M")]
+    Grain,
+    #[error("it leaves no room for originals: give at least one grain")]
+    NoRoom,
+    #[error("snapshot names like it belong to backups: choose another")]
+    Reserved,
+    #[error("{0}")]
+    Name(#[from] NameError),
+    #[error("{0}")]
+    Size(#[from] SizeError),
+    #[error("{0}")]
+    Address(#[from] AddressError),
+    #[error("{0}")]
+    Socket(#[from] TooLong),
+}
+
+/// Anything but nothing.
+pub(crate) fn something(text: OsString) -> Result<OsString, ArgumentError> {
+    if text.is_empty() { Err(ArgumentError::Empty) } else { Ok(text) }
+}
+
+/// What names a copy: an id, the beginning of one, or a path.
+pub(crate) fn copy(text: OsString) -> Result<OsString, ArgumentError> {
+    if text == "-" { Err(ArgumentError::Stream) } else { something(text) }
+}
+
+/// The size of a volume's grain.
+pub(crate) fn grain(text: &str) -> Result<Size, ArgumentError> {
+    let size: Size = text.parse()?;
+    let fits = size.0.is_power_of_two() && (SMALLEST_GRAIN..=LARGEST_GRAIN).contains(&size.0);
+    if fits { Ok(size) } else { Err(ArgumentError::Grain) }
+}
+
+/// Most bytes of originals. Whether it is a grain at least is known only with the grain.
+pub(crate) fn limit(text: &str) -> Result<Size, ArgumentError> {
+    let size: Size = text.parse()?;
+    if size.0 < SMALLEST_GRAIN { Err(ArgumentError::NoRoom) } else { Ok(size) }
+}
+
+/// A name for a new snapshot.
+pub(crate) fn new_snapshot(text: &str) -> Result<Name, ArgumentError> {
+    if is_private(text) { Err(ArgumentError::Reserved) } else { Ok(text.parse()?) }
+}
+
+/// Where NBD clients connect.
+pub(crate) fn address(text: &str) -> Result<Address, ArgumentError> {
+    let address = text.parse()?;
+    if let Address::Unix(path) = &address {
+        sockets::check(path)?;
+    }
+    Ok(address)
+}
+
+/// A snapshot that is to be deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Deleted {
+    /// Of a volume.
+    Path(SnapshotPath),
+    /// Of the one volume that has one of this name.
+    Name(Name),
+}
+
+impl FromStr for Deleted {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text.contains('@') { text.parse().map(Self::Path) } else { text.parse().map(Self::Name) }
+    }
+}
+
+/// A path that may have any bytes.
+pub(crate) fn path(text: OsString) -> Result<PathBuf, ArgumentError> {
+    something(text).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_meant() {
+        for bad in ["0", "1", "256", "3K", "2M", "4KiB"] {
+            assert!(grain(bad).is_err(), "{bad}");
+        }
+        assert_eq!(grain("512").unwrap(), Size(512));
+        assert_eq!(grain("1M").unwrap(), Size(1 << 20));
+        assert!(limit("0").is_err() && limit("511").is_err() && limit("1M").is_ok());
+        assert!(new_snapshot("backup-0badcafe").is_err() && new_snapshot("backup").is_ok());
+        assert!(address(&format!("unix:/{}", "x".repeat(107))).is_err());
+        assert!(address(&format!("unix:/{}", "x".repeat(106))).is_ok());
+        assert!(something("".into()).is_err() && copy("-".into()).is_err() && copy("--".into()).is_ok());
+    }
+
+    #[test]
+    fn snapshots_with_and_without_their_volume() {
+        assert_eq!("v@s".parse(), Ok(Deleted::Path("v@s".parse().unwrap())));
+        assert_eq!("s".parse(), Ok(Deleted::Name("s".parse().unwrap())));
+        for bad in ["", "v@", "v@s@t", "a/b"] {
+            assert!(bad.parse::<Deleted>().is_err(), "{bad}");
+        }
+    }
+}
