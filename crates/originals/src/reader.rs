@@ -20,6 +20,7 @@
 //! bytes are read in batches, and a batch catches up once.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Buffer, Mapping, yield_now};
@@ -119,10 +120,12 @@ pub struct OriginalsReader<M, D> {
 }
 
 /// How a reader goes through the whole map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Scan {
     /// Positions between two moments at which it gives way; not 0.
     pub at_once: u32,
+    /// How it gives way.
+    pub give_way: fn() -> Pin<Box<dyn Future<Output = ()>>>,
     /// It takes what was published after it began: a fault, to show that schedules notice it.
     pub beyond_head: bool,
     /// It takes what was published after the snapshot's end, or the marker: another.
@@ -131,7 +134,7 @@ pub struct Scan {
 
 impl Default for Scan {
     fn default() -> Self {
-        Self { at_once: 1 << 14, beyond_head: false, beyond_end: false }
+        Self { at_once: 1 << 14, give_way: || Box::pin(yield_now()), beyond_head: false, beyond_end: false }
     }
 }
 
@@ -272,7 +275,7 @@ impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
         // There are fewer than 2³² positions: see `ModifiedMap::open`.
         for position in 0..self.map.capacity() as u32 {
             if position % self.scan.at_once == self.scan.at_once - 1 {
-                yield_now().await;
+                (self.scan.give_way)().await;
             }
             let sequence = self.map.sequence_at(position);
             if seen < sequence && (sequence <= head || self.scan.beyond_head) {

@@ -101,6 +101,7 @@ pub fn reader(scene: &Scene, who: &str, process: Process) -> Option<Reader> {
         Ok(mut reader) => {
             reader.set_scan(Scan {
                 at_once: scene.plan.shape.scan_at_once,
+                give_way: || Box::pin(interleave(PLACE)),
                 beyond_head: scene.planted == Some(Planted::ScanTakesNewer),
                 beyond_end: scene.planted == Some(Planted::EndedTakesLaterEntry),
             });

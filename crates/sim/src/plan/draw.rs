@@ -63,7 +63,7 @@ fn shape(random: &mut Random) -> Shape {
         fast_zeroes: random.chance(50),
         map: MapShape { ring_words: 16 << random.below(9), first_entries: random.between(1, 200) },
         longest_save_ns: if random.chance(20) { random.between(1, 80) * 100_000 } else { PATIENT_NS },
-        scan_at_once: 1 << random.below(10),
+        scan_at_once: 1 << random.below(3),
     }
 }
 
