@@ -27,7 +27,7 @@ use tzero_originals::{BrokenReason, Epoch, GrainIndex, OnFull, OriginalCache, Pa
 
 use crate::first::within;
 use crate::platform::Platform;
-use crate::points::{Event, Point};
+use crate::points::{Event, Planted, Point};
 use crate::snapshots::Snapshot;
 use crate::volume::{StateOf, Volume};
 
@@ -123,6 +123,10 @@ impl<P: Platform> Volume<P> {
             self.platform.point(Point::SaveFailed).await;
             {
                 let _claims = self.lock();
+                if !victim.holds() && !self.platform.planted(Planted::DeletedBreaks) {
+                    // Somebody was faster: its record's slot may be another's by now.
+                    return Room::Try;
+                }
                 self.break_snapshot(&victim, BrokenReason::CacheFull, self.grains.range(grains[0]).start());
                 if !self.snapshots.any_live() {
                     self.pending.disarm();

@@ -136,6 +136,8 @@ pub enum Planted {
     AheadBreaks,
     /// The marker of an outboard copy is taken while its last read is still to come.
     MarkerTooEarly,
+    /// The snapshot that is to make room is marked broken though it was deleted meanwhile.
+    DeletedBreaks,
 }
 
 impl Planted {
@@ -166,6 +168,7 @@ impl Planted {
         Self::HungSlotReused,
         Self::AheadBreaks,
         Self::MarkerTooEarly,
+        Self::DeletedBreaks,
     ];
 }
 

@@ -311,7 +311,7 @@ impl<P: Platform> Volume<P> {
         self.claims.lock().expect("nothing panics under the volume's lock")
     }
 
-    /// Marks a snapshot broken: on record first, then for everybody here.
+    /// Marks a snapshot, which is not deleted, broken: on record first, then for everybody here. Under the volume's lock.
     ///
     /// The mark needs no space. Where stores go through `pwrite` it can fail all the same; then the witness goes, which takes only a
     /// removal, and the mark is tried again. Without its witness no snapshot is believed after a death.

@@ -83,4 +83,5 @@ caught! {
     hung_slot_reused_is_caught: HungSlotReused,
     ahead_breaks_is_caught: AheadBreaks,
     marker_too_early_is_caught: MarkerTooEarly,
+    deleted_breaks_is_caught: DeletedBreaks,
 }
