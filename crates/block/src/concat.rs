@@ -49,7 +49,10 @@ impl fmt::Display for ConcatError {
         match self {
             Self::Empty => f.write_str("there is no component"),
             Self::Uneven { component, alignment } => {
-                write!(f, "the length of component {component} is no multiple of {alignment} bytes, and others follow it")
+                write!(
+                    f,
+                    "the length of component {component} is no multiple of {alignment} bytes, and others follow it"
+                )
             }
             Self::TooLong => f.write_str("the components are too long together"),
         }

@@ -124,6 +124,31 @@ impl Stream {
         stream.no_delay();
         Ok(stream)
     }
+
+    /// Has the kernel break a TCP connection whose other machine was not heard of for about `limit`, whether something is on its way or not. A
+    /// peer that is only slow is heard of.
+    ///
+    /// # Errors
+    /// When the socket is none of TCP.
+    pub fn watch_peer(&self, limit: Duration) -> io::Result<()> {
+        const PROBES: u32 = 3;
+        let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        let seconds = (millis / 1000 / (PROBES + 1)).max(1);
+        let settings = [
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, seconds),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, seconds),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, PROBES),
+            (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, millis),
+        ];
+        for (level, option, value) in settings {
+            let value = value as libc::c_int;
+            let len = size_of::<libc::c_int>() as libc::socklen_t;
+            // SAFETY: the options take an `int`, given by address and size.
+            check(unsafe { libc::setsockopt(self.raw(), level, option, (&raw const value).cast(), len) })?;
+        }
+        Ok(())
+    }
 }
 
 /// The addresses of a host, by name or by number. Names are asked for on a thread of the few that all questions of the process

@@ -8,7 +8,7 @@
 use std::fs;
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -101,6 +101,10 @@ pub struct Stream {
 impl Stream {
     pub(crate) fn over(socket: OwnedFd) -> Self {
         Self { socket }
+    }
+
+    pub(crate) fn raw(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 
     /// Takes over a connected unix socket.

@@ -8,9 +8,9 @@ use std::time::Duration;
 use support::device::{DeviceExports, TestDevice};
 use support::listening::{Listening, Place, on_both, open, options};
 use support::{SIZE, eventually, pattern};
-use tzero_block::{Action, BlockDevice, ByteRange, Fault, Geometry, Injected, Zeroes};
+use tzero_block::{Action, BlockDevice, ByteRange, Concat, Fault, FileDevice, Geometry, Injected, Zeroes};
 use tzero_io::{Backend, Buffer, Runtime, spawn, timeout, together};
-use tzero_nbd::{ClientError, ClientOptions, NbdDevice};
+use tzero_nbd::{AnyDevice, ClientError, ClientOptions, NbdDevice};
 
 struct Served {
     place: Place,
@@ -142,14 +142,13 @@ fn holes_are_told() {
         let served = serve_with(bytes, 512, backend);
         let device = open(served.place.uri("vol")).await;
         let extents = device.extents(ByteRange::new(4096, SIZE as u64 - 4096)).await.expect("extents");
-        let told: Vec<_> = extents.iter().map(|extent| (extent.range.start(), extent.range.end(), extent.hole)).collect();
+        let told: Vec<_> =
+            extents.iter().map(|extent| (extent.range.start(), extent.range.end(), extent.hole)).collect();
         let size = SIZE as u64;
-        assert_eq!(told, [
-            (4096, 8192, false),
-            (8192, 20480, true),
-            (20480, size - 4096, false),
-            (size - 4096, size, true)
-        ]);
+        assert_eq!(
+            told,
+            [(4096, 8192, false), (8192, 20480, true), (20480, size - 4096, false), (size - 4096, size, true)]
+        );
         let nothing = device.extents(ByteRange::new(0, 0)).await.expect("extents");
         assert!(nothing.iter().all(|extent| extent.range.is_empty()));
     });
@@ -239,6 +238,27 @@ fn a_dropped_request_goes_on_and_leaves_its_buffer_alone() {
         device.flush().await.expect("flushed");
         eventually(|| device_bytes() == [9; 4096]);
         assert!(others.iter().all(|buffer| buffer[..] == [7; 4096]));
+    });
+}
+
+#[test]
+fn components_of_different_kinds_are_one_device() {
+    on_both(async |backend| {
+        let served = serve(backend);
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(8192).expect("a length");
+        let here = FileDevice::from_file(file.try_clone().expect("the file"), false).expect("a device");
+        let there = open(served.place.uri("vol")).await;
+        let row = Concat::new(vec![AnyDevice::from(here), AnyDevice::from(there)]).expect("a row");
+        assert_eq!(row.geometry(), Geometry { size: SIZE as u64 + 8192, alignment: 512 });
+        row.write(4096, Buffer::copy_of(&[6; 8192]), true).await.1.expect("written");
+        row.flush().await.expect("flushed");
+        let (bytes, result) = row.read(4096, Buffer::uncleared(8192)).await;
+        result.expect("read");
+        assert!(bytes[..] == [6; 8192]);
+        assert!(served.device.bytes()[..4096] == [6; 4096] && served.device.bytes()[4096..] == pattern(SIZE)[4096..]);
+        let extents = row.extents(ByteRange::new(0, 16384)).await.expect("extents");
+        assert_eq!(extents.iter().map(|extent| extent.range.len()).sum::<u64>(), 16384);
     });
 }
 

@@ -43,7 +43,7 @@ async fn exercise(device: &NbdDevice) -> Vec<u8> {
         let (place, bytes) = (part * 16384 + 512 * (part % 7), &bytes);
         async move {
             let within = place as usize..place as usize + 9728;
-            device.write(place, Buffer::copy_of(&bytes[within]), part % 3 == 0).await.1.expect("written");
+            device.write(place, Buffer::copy_of(&bytes[within]), part.is_multiple_of(3)).await.1.expect("written");
         }
     };
     together((0..60).map(write)).await;
@@ -51,7 +51,9 @@ async fn exercise(device: &NbdDevice) -> Vec<u8> {
         let place = (part * 16384 + 512 * (part % 7)) as usize;
         model[place..place + 9728].copy_from_slice(&bytes[place..place + 9728]);
     }
-    for (start, len, may_unmap, fua) in [(0, 65536, true, false), (200_192, 1024, false, true), (300_032, 100_352, true, true)] {
+    for (start, len, may_unmap, fua) in
+        [(0, 65536, true, false), (200_192, 1024, false, true), (300_032, 100_352, true, true)]
+    {
         let zeroes = Zeroes { may_unmap, fast: false, fua };
         device.write_zeroes(ByteRange::new(start, len), zeroes).await.expect("zeroed");
         model[start as usize..(start + len) as usize].fill(0);
@@ -88,7 +90,13 @@ fn nbdkit_in_every_shape() {
         &["--filter=fua"],
         &["--filter=fua", "fuamode=emulate"],
         &["--filter=multi-conn", "multi-conn-mode=disable"],
-        &["--filter=blocksize-policy", "blocksize-minimum=4096", "blocksize-preferred=65536", "blocksize-maximum=65536", "blocksize-error-policy=error"],
+        &[
+            "--filter=blocksize-policy",
+            "blocksize-minimum=4096",
+            "blocksize-preferred=65536",
+            "blocksize-maximum=65536",
+            "blocksize-error-policy=error",
+        ],
         &["--no-sr"],
         &["--filter=delay", "delay-read=2ms", "delay-write=2ms"],
     ];
@@ -127,13 +135,17 @@ fn errors_of_nbdkit_have_their_numbers() {
         for (name, number) in [("EIO", 5), ("ENOSPC", 28), ("EPERM", 1), ("EINVAL", 22), ("ENOMEM", 12)] {
             let place = Place::new();
             let error = format!("error={name}");
-            let failing = ["--filter=error", "memory", "size=1M", &error, "error-pwrite-rate=100%", "error-pread-rate=100%"];
+            let failing =
+                ["--filter=error", "memory", "size=1M", &error, "error-pwrite-rate=100%", "error-pread-rate=100%"];
             let _server = nbdkit(&place, &failing);
             let device = open(place.uri("")).await;
             let write = device.write(0, Buffer::zeroed(512), false).await.1.expect_err("fails");
             let read = device.read(0, Buffer::uncleared(512)).await.1.expect_err("fails");
             for error in [write, read] {
-                assert!(matches!(&error.fault, Fault::System(error) if error.raw_os_error() == Some(number)), "{error}");
+                assert!(
+                    matches!(&error.fault, Fault::System(error) if error.raw_os_error() == Some(number)),
+                    "{error}"
+                );
             }
             assert_eq!(device.breaks(), 0);
         }
@@ -210,7 +222,8 @@ fn qemu_serves_raw_and_qcow2() {
             let device = open(place.uri("vol")).await;
             let model = exercise(&device).await;
             assert_eq!(device.breaks(), 0);
-            let wrong = NbdDevice::open(place.uri("other"), ClientOptions::default()).await.expect_err("no such export");
+            let wrong =
+                NbdDevice::open(place.uri("other"), ClientOptions::default()).await.expect_err("no such export");
             assert!(matches!(wrong, ClientError::Refused(Refused::Unknown)), "{wrong}");
             server.kill();
             let _server = qemu(&place, &["-r", "-f", format, text(&image)]);

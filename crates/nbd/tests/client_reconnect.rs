@@ -198,7 +198,10 @@ fn a_server_that_stays_away_is_an_error_in_time_and_comes_back() {
             let begun = Instant::now();
             let results = together((0..5).map(|place| write(&device, place * 4096, 2, false))).await;
             for error in results.into_iter().map(|result| result.expect_err("nobody is there")) {
-                assert!(matches!(reason(&error), ClientError::Connect(_) | ClientError::Broken(_) | ClientError::Closed), "{error}");
+                assert!(
+                    matches!(reason(&error), ClientError::Connect(_) | ClientError::Broken(_) | ClientError::Closed),
+                    "{error}"
+                );
             }
             let took = begun.elapsed();
             assert!(took >= within && took < within + Duration::from_secs(5), "{took:?}");
@@ -226,7 +229,9 @@ fn another_export_is_never_taken_for_the_same() {
         let server = Listening::start(&place.socket(), &longer, 512);
         let error = write(&device, 0, 2, false).await.expect_err("it has another length");
         let size = SIZE as u64;
-        assert!(matches!(reason(&error), ClientError::Changed(Changed::Size { was, is }) if (*was, *is) == (size, size + 512)));
+        assert!(
+            matches!(reason(&error), ClientError::Changed(Changed::Size { was, is }) if (*was, *is) == (size, size + 512))
+        );
         server.kill();
         let _server = Listening::start(&place.socket(), &bytes, 512);
         let error = device.read(0, Buffer::uncleared(512)).await.1.expect_err("for ever");

@@ -1,8 +1,8 @@
 use tzero_io::{Backend, Runtime};
 
 use super::*;
-use crate::{FileDevice, Injected};
 use crate::{Faulty, MemoryDevice};
+use crate::{FileDevice, Injected};
 
 fn run<T>(test: impl AsyncFnOnce() -> T) -> T {
     Runtime::new(Backend::Auto).expect("a runtime").block_on(test())
@@ -89,7 +89,8 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(refused(vec![]), Err(ConcatError::Empty));
     let uneven = vec![device(4096, 4096), device(512, 512), device(4096, 512)];
     assert_eq!(refused(uneven), Err(ConcatError::Uneven { component: 1, alignment: 4096 }));
-    let row = Concat::new(vec![device(4096, 512), device(8192, 4096), device(512, 512)]).expect("the last may be short");
+    let row =
+        Concat::new(vec![device(4096, 512), device(8192, 4096), device(512, 512)]).expect("the last may be short");
     assert_eq!(row.geometry(), Geometry { size: 12800, alignment: 4096 });
     let files = || FileDevice::from_file(tempfile::tempfile().expect("a file"), false).expect("a device");
     let long = vec![files().growing_to(u64::MAX), files().growing_to(1)];
@@ -158,7 +159,8 @@ fn extents_meet_and_slow_zeroes_are_slow_for_all() {
     run(async || {
         let row = Concat::new(vec![Hole(100), Hole(60)]).expect("a row");
         let extents = row.extents(ByteRange::new(20, 100)).await.expect("extents");
-        let told: Vec<_> = extents.iter().map(|extent| (extent.range.start(), extent.range.end(), extent.hole)).collect();
+        let told: Vec<_> =
+            extents.iter().map(|extent| (extent.range.start(), extent.range.end(), extent.hole)).collect();
         assert_eq!(told, [(20, 60, true), (60, 100, false), (100, 110, true), (110, 120, false)]);
         let fast = Zeroes { fast: true, ..Zeroes::default() };
         let slow = row.write_zeroes(ByteRange::new(20, 100), fast).await.expect_err("slow");

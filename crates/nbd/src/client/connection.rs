@@ -1,6 +1,7 @@
 //! One connection to a server, from the socket to an export that was agreed on.
 
 use std::io::IoSlice;
+use std::time::Duration;
 
 use tzero_block::ByteRange;
 use tzero_io::{Stream, resolve};
@@ -12,6 +13,9 @@ use super::handshake::negotiate;
 use super::receiver::Receiver;
 use super::sender::Sender;
 use super::uri::{Server, Uri};
+
+/// A machine that is not heard of for so long is gone.
+const GONE: Duration = Duration::from_secs(20);
 
 /// A connection, and what was begun to be sent and received on it: whoever has it can go on where another stopped.
 pub(crate) struct Connection {
@@ -38,7 +42,10 @@ async fn connect(uri: &Uri) -> Result<Stream, ClientError> {
     let mut failed = None;
     for address in resolve(host, port).await.map_err(ClientError::Connect)? {
         match Stream::connect_tcp(address).await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                stream.watch_peer(GONE).map_err(ClientError::Connect)?;
+                return Ok(stream);
+            }
             Err(error) => failed = Some(error),
         }
     }

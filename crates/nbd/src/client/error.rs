@@ -185,7 +185,6 @@ impl ClientError {
     }
 }
 
-
 /// An error that several requests meet.
 #[derive(Clone, Debug, Error)]
 #[error(transparent)]

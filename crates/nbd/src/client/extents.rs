@@ -122,7 +122,13 @@ mod tests {
     fn only_what_reads_as_zeroes_is_a_hole() {
         let descriptor = |len, status| Descriptor { len, status };
         let mut extents = Extents::new(ByteRange::new(0, 4096), 512);
-        extents.add(&[descriptor(512, 3), descriptor(512, 2), descriptor(512, 1), descriptor(512, 0), descriptor(1 << 30, 3)]);
+        extents.add(&[
+            descriptor(512, 3),
+            descriptor(512, 2),
+            descriptor(512, 1),
+            descriptor(512, 0),
+            descriptor(1 << 30, 3),
+        ]);
         let told: Vec<_> = extents.finish().iter().map(|extent| (extent.range.end(), extent.hole)).collect();
         assert_eq!(told, [(1024, true), (2048, false), (4096, true)]);
     }

@@ -95,7 +95,12 @@ impl Lane {
     ///
     /// # Panics
     /// Outside a runtime.
-    pub(crate) fn submit(self: &Arc<Self>, command: Command, buffer: Option<Buffer>, begun: Option<Begun>) -> Submitted {
+    pub(crate) fn submit(
+        self: &Arc<Self>,
+        command: Command,
+        buffer: Option<Buffer>,
+        begun: Option<Begun>,
+    ) -> Submitted {
         let (cookie, news) = self.change(|state| {
             let cookie = state.table.insert(command, buffer, begun);
             if let Some(gone) = state.gone.clone() {

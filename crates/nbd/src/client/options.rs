@@ -10,10 +10,11 @@ pub struct ClientOptions {
     pub connections: usize,
     /// Longest time for connecting and negotiating together.
     pub connect: Duration,
-    /// A connection that leaves a request unanswered for so long counts as broken. `None`: it may take for ever.
+    /// A connection that leaves a request unanswered for so long counts as broken. `None`: it may take for ever. A machine that is gone is noticed
+    /// without it: TCP says so within half a minute.
     ///
-    /// It has to be far above what the server ever needs. A server that was only slow may carry out a write of the old connection after a
-    /// newer one of the new connection, and nothing in the protocol can prevent it.
+    /// It has to be far above what the server ever needs, flushes included. A server that was only slow may carry out a write of the old
+    /// connection after a newer one of the new connection, and nothing in the protocol can prevent it.
     pub request: Option<Duration>,
     /// What happens to requests when the connection breaks.
     pub reconnect: Reconnect,
@@ -36,7 +37,7 @@ impl Default for ClientOptions {
         Self {
             connections: 1,
             connect: Duration::from_secs(10),
-            request: Some(Duration::from_secs(60)),
+            request: None,
             reconnect: Reconnect { within: Duration::from_secs(30) },
             keeps_acknowledged: false,
         }

@@ -140,7 +140,8 @@ impl Receiver {
                 self.start += 8;
                 *left -= 8;
                 let mut fields = Fields(bytes);
-                let (len, status) = fields.u32().zip(fields.u32()).filter(|(len, _)| *len > 0).ok_or(Breach::Extents)?;
+                let (len, status) =
+                    fields.u32().zip(fields.u32()).filter(|(len, _)| *len > 0).ok_or(Breach::Extents)?;
                 let descriptors = &mut table.replied(*cookie)?.reply.descriptors;
                 if descriptors.len() < KEPT_EXTENTS {
                     descriptors.push(Descriptor { len, status });
@@ -197,13 +198,7 @@ impl Receiver {
     }
 
     /// Data of a read's `range` follow.
-    fn payload(
-        &mut self,
-        table: &mut Table,
-        cookie: u64,
-        range: ByteRange,
-        last: bool,
-    ) -> Result<bool, ClientError> {
+    fn payload(&mut self, table: &mut Table, cookie: u64, range: ByteRange, last: bool) -> Result<bool, ClientError> {
         let request = table.replied(cookie)?;
         let at = (range.start() - request.command.range.start()) as usize;
         let buffer = request.buffer.take().ok_or(Breach::Cookie(cookie))?;
@@ -261,13 +256,7 @@ impl Receiver {
     }
 
     /// A chunk whose head is here; `rest` bytes of it are not yet looked at.
-    fn content(
-        &mut self,
-        table: &mut Table,
-        chunk: &Chunk,
-        fixed: &[u8; 12],
-        rest: u32,
-    ) -> Result<bool, ClientError> {
+    fn content(&mut self, table: &mut Table, chunk: &Chunk, fixed: &[u8; 12], rest: u32) -> Result<bool, ClientError> {
         let &Chunk { last, kind, cookie, len } = chunk;
         let request = table.replied(cookie)?;
         let whole = request.command.range;

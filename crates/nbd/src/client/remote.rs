@@ -65,7 +65,8 @@ impl Remote {
 
     fn check(&self, action: Action, range: ByteRange) -> Result<ByteRange, Error> {
         let range = self.geometry().check(action, range.start(), range.len())?;
-        if matches!(action, Action::Write | Action::WriteZeroes | Action::Discard) && self.common.agreed.is_read_only() {
+        if matches!(action, Action::Write | Action::WriteZeroes | Action::Discard) && self.common.agreed.is_read_only()
+        {
             let refused = io::Error::from_raw_os_error(EROFS);
             return Err(Error::system(action, range.start(), range.len(), refused));
         }

@@ -283,7 +283,8 @@ mod tests {
         for text in ["nbd://a:0/x", "nbd://a:65536/x", "nbd://a:+1/x", "nbd://a:1:2/x"] {
             assert_eq!(refused(text), UriError::Port, "{text}");
         }
-        for text in ["nbd+unix:///x", "nbd+unix:///x?socket=", "nbd+unix:///x?socket=rel", "nbd+unix:///x?socket=%00/a"] {
+        for text in ["nbd+unix:///x", "nbd+unix:///x?socket=", "nbd+unix:///x?socket=rel", "nbd+unix:///x?socket=%00/a"]
+        {
             assert_eq!(refused(text), UriError::Socket, "{text}");
         }
         assert_eq!(refused(&format!("nbd+unix:///x?socket=/{}", "a".repeat(107))), UriError::Socket);

@@ -94,6 +94,14 @@ impl Peer {
         Some(())
     }
 
+    /// Does nothing for a while, unless the client leaves.
+    pub(crate) fn pause(&mut self, time: Duration) -> Option<()> {
+        self.stream.set_read_timeout(Some(time)).expect("a timeout can be set");
+        let gone = matches!(self.stream.read(&mut [0]), Ok(0));
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        (!gone).then_some(())
+    }
+
     fn u32(&mut self) -> Option<u32> {
         Some(u32::from_be_bytes(self.receive(4)?.try_into().expect("four bytes")))
     }

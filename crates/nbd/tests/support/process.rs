@@ -8,7 +8,12 @@ pub(crate) struct Process(Child);
 impl Process {
     /// Starts a program that the test cannot do without.
     pub(crate) fn start(program: &str, arguments: &[&str]) -> Self {
-        let child = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
         Self(child.unwrap_or_else(|error| panic!("{program}: {error}: `cargo xtask setup` installs it")))
     }
 

@@ -158,8 +158,8 @@ fn errors_in_chunks() {
 
 #[test]
 fn what_does_not_belong_is_a_breach() {
-    type Hostile = fn(u64) -> Vec<u8>;
-    let cases: &[(&str, Kind, bool, Hostile, fn(Breach) -> bool)] = &[
+    type Case = (&'static str, Kind, bool, fn(u64) -> Vec<u8>, fn(Breach) -> bool);
+    let cases: &[Case] = &[
         ("garbage", Kind::Read, true, |_| vec![0x55; 40], |b| b == Breach::ReplyMagic(0x5555_5555)),
         ("chunk unasked", Kind::Read, false, |c| chunk(1, 0, c, &[]), |b| b == Breach::ReplyMagic(CHUNK_MAGIC)),
         ("wrong cookie", Kind::Read, true, |c| simple(c ^ 1, 0), |b| matches!(b, Breach::Cookie(_))),
