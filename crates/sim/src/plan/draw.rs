@@ -25,7 +25,8 @@ pub(super) fn plan(seed: u64, random: &mut Random) -> Plan {
     let power_loss = ends.iter().map(|end| matches!(end, End::Kill(_)) && random.chance(8)).collect();
     let mut draw = Draw { shape: &shape, hot: hot(&shape, random), random, faults, next: 0 };
     let actors = draw.actors();
-    let restart_at_end = random.chance(30);
+    // What was marked for want of space is looked at once more as the next start finds it.
+    let restart_at_end = random.chance(30) || shape.cache_scarce;
     Plan { seed, run_seed: seed, chaos, actors, ends, power_loss, restart_at_end, shape }
 }
 
@@ -49,7 +50,7 @@ fn shape(random: &mut Random) -> Shape {
             size -= random.below(cell);
         }
     }
-    let scarce = random.chance(12);
+    let scarce = random.chance(18);
     let slots = if scarce { random.between(1, grains.min(512)) } else { grains * 10 };
     Shape {
         grain: grain as u32,
