@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{FileAction, Refusal};
-use crate::manifest::{CopyKind, Durability, Manifest, ModeAsked, ModeUsed, Protection, VolumeRecord};
+use crate::manifest::{
+    CopyKind, Durability, Manifest, ModeAsked, ModeUsed, OutboardRecord, Protection, Transport, VolumeRecord,
+};
+use crate::scope::Scope;
 use crate::site::{MANIFEST_SUFFIX, Site, read_manifest};
 use crate::{CopyId, Error, Timestamp};
 
@@ -100,6 +103,9 @@ impl Copy {
             chunks: manifest.digests.len(),
             parent: manifest.parent,
             boundary: manifest.boundary,
+            transport: manifest.transport,
+            outboard: manifest.outboard,
+            scope: manifest.scope.clone(),
             durability: manifest.durability,
             tool: manifest.tool.clone(),
         }
@@ -157,8 +163,17 @@ pub struct CopySummary {
     pub chunks: u64,
     /// The copy that this one is an increment on.
     pub parent: Option<CopyId>,
-    /// Last original that belongs to the copy.
+    /// Last original that belongs to an outboard copy.
     pub boundary: Option<u64>,
+    /// How the volume's bytes reached the mover.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
+    /// How an outboard copy was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outboard: Option<OutboardRecord>,
+    /// What of the volume was copied; absent where all of it was.
+    #[serde(skip_serializing_if = "Scope::is_whole")]
+    pub scope: Scope,
     /// What the session's originals survived.
     pub durability: Durability,
     /// What made it.

@@ -42,6 +42,7 @@ mod registry;
 mod released;
 mod removal;
 mod restore;
+mod scope;
 mod session;
 mod site;
 mod source;
@@ -56,11 +57,12 @@ pub use copy_id::{CopyId, InvalidCopyId};
 pub use digests::{CHUNK, ChunkDigest, Digest, Digests, InvalidDigests};
 pub use error::{DaemonFault, Error, FileAction, Holding, Incomplete, Refusal, ResumeFault, SourceFault, StopCause};
 pub use manifest::{
-    CopyKind, DeviceRecord, Durability, ImageRecord, MANIFEST_VERSION, Manifest, ManifestFault, ModeAsked, ModeUsed,
-    Protection, VolumeRecord,
+    Boundary, CopyKind, DeviceRecord, Durability, Engine, ImageRecord, Layout, MANIFEST_VERSION, Manifest,
+    ManifestFault, ModeAsked, ModeUsed, OutboardRecord, Protection, Transport, VolumeRecord,
 };
 pub use progress::{Cancel, Event, Notice, Observer, Phase};
 pub use restore::{RestoreRequest, Restored, restore};
+pub use scope::{InvalidScope, Scope};
 pub use timestamp::{InvalidTimestamp, Timestamp};
 pub use tzero_api::Exit;
 pub use verify::{Damage, DamageKind, Verification, verify};

@@ -12,10 +12,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::digests::chunk_count;
+use crate::scope::Scope;
 use crate::{CopyId, Digests, Timestamp, hex};
 
 /// Newest version that is read, and the one that is written.
-pub const MANIFEST_VERSION: u32 = 1;
+pub const MANIFEST_VERSION: u32 = 2;
+/// Oldest version that is read: it knew whole volumes and mode `timezero` only.
+const OLDEST_VERSION: u32 = 1;
 /// First member of every manifest.
 const FORMAT: &str = "tzero-manifest";
 /// How every manifest begins, of whatever version.
@@ -46,6 +49,10 @@ pub enum ModeAsked {
     Auto,
     /// Every block as of T0, captured blocks released.
     TimeZero,
+    /// Every block as of T0, originals marked as read.
+    Reconciled,
+    /// The base with no regard to updates, then the originals over it.
+    Outboard,
 }
 
 /// What was done.
@@ -54,8 +61,70 @@ pub enum ModeAsked {
 pub enum ModeUsed {
     /// Every block as of T0, captured blocks released.
     TimeZero,
+    /// Every block as of T0, originals marked as read (R21).
+    Reconciled,
+    /// The base with no regard to updates, then the originals over it (R31).
+    Outboard,
     /// Plain reads of a file or device that is no volume: there is no T0 but the time at which reading began.
     Plain,
+}
+
+/// Where the originals of an outboard copy go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// To their places, over the base's bytes: the copy is the T0 image (R37).
+    #[default]
+    Overwrite,
+}
+
+/// Which originals an outboard copy takes (R33).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boundary {
+    /// All that are saved when the copy of the originals starts.
+    #[default]
+    All,
+    /// All that are saved when copy-on-write is ended, between the two copies.
+    Terminate,
+    /// Those up to the newest one of the moment at which the last outboard read had completed.
+    Marker,
+}
+
+/// What moved the base's bytes of an outboard copy (R32).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// Plain reads and writes.
+    Read,
+    /// The kernel copied from file to file, the whole base or what of it it would.
+    CopyFileRange,
+    /// The file system shared the bytes.
+    Reflink,
+}
+
+/// How an outboard copy was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutboardRecord {
+    /// Where the originals went.
+    pub layout: Layout,
+    /// Which of them.
+    pub boundary: Boundary,
+    /// What moved the base's bytes.
+    pub engine: Engine,
+}
+
+/// How the bytes of a volume's base reached the mover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// It read base and originals itself, through descriptors of the daemon.
+    Descriptors,
+    /// It read some of them itself, as a client of the NBD servers that they are on.
+    Nbd,
+    /// It read the snapshot's view, as a client of the daemon.
+    View,
 }
 
 /// What kept writers off a plain file or device while it was read.
@@ -74,6 +143,8 @@ pub enum Protection {
 pub enum Durability {
     /// The session's originals survived the death of processes. (The finished copy itself is flushed in any case.)
     Process,
+    /// They would have survived a power failure, too.
+    Power,
 }
 
 /// A volume that a copy is of.
@@ -144,8 +215,17 @@ pub struct Manifest {
     pub chunk: u64,
     /// The copy that this one is an increment on.
     pub parent: Option<CopyId>,
-    /// Last original that belongs to the copy, where it is made of two parts.
+    /// Sequence of the last original that belongs to an outboard copy.
     pub boundary: Option<u64>,
+    /// How the volume's bytes reached the mover; absent for a plain source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
+    /// How an outboard copy was made; absent for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outboard: Option<OutboardRecord>,
+    /// What of the volume was copied; absent where all of it was.
+    #[serde(default, skip_serializing_if = "Scope::is_whole")]
+    pub scope: Scope,
     /// What the session's originals survived.
     pub durability: Durability,
     /// What made it.
@@ -169,6 +249,9 @@ pub(crate) struct ManifestFields {
     pub(crate) mode_used: ModeUsed,
     pub(crate) reason: Option<String>,
     pub(crate) protection: Option<Protection>,
+    pub(crate) transport: Option<Transport>,
+    pub(crate) outboard: Option<(OutboardRecord, u64)>,
+    pub(crate) scope: Scope,
     pub(crate) bytes_read: u64,
     pub(crate) bytes_changed: u64,
     pub(crate) bytes_written: u64,
@@ -239,7 +322,10 @@ impl Manifest {
             pause_us: fields.pause_us,
             chunk: fields.chunk,
             parent: None,
-            boundary: None,
+            boundary: fields.outboard.map(|(_, up_to)| up_to),
+            transport: fields.transport,
+            outboard: fields.outboard.map(|(record, _)| record),
+            scope: fields.scope,
             durability: Durability::Process,
             tool: concat!("tzero ", env!("CARGO_PKG_VERSION")).to_owned(),
             image: fields.image,
@@ -297,7 +383,11 @@ impl Manifest {
 
     fn is_coherent(&self) -> bool {
         let [volume] = self.volumes.as_slice() else { return false };
-        self.version == MANIFEST_VERSION
+        (OLDEST_VERSION..=MANIFEST_VERSION).contains(&self.version)
+            && (self.version > OLDEST_VERSION || self.is_of_version_1())
+            && self.scope.fits(volume.size)
+            && self.outboard.is_some() == self.boundary.is_some()
+            && self.outboard.is_some() == (self.mode_used == ModeUsed::Outboard)
             && CHUNK_SIZES.contains(&self.chunk)
             && self.chunk.is_power_of_two()
             && self.digests.len() == chunk_count(self.chunk, volume.size)
@@ -307,8 +397,22 @@ impl Manifest {
     }
 }
 
+impl Manifest {
+    /// Whether it has nothing that version 1 did not know.
+    fn is_of_version_1(&self) -> bool {
+        let is_later = |mode| matches!(mode, ModeAsked::Reconciled | ModeAsked::Outboard);
+        self.scope.is_whole()
+            && self.transport.is_none()
+            && !is_later(self.mode_asked)
+            && matches!(self.mode_used, ModeUsed::TimeZero | ModeUsed::Plain)
+            && self.durability == Durability::Process
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
+    use tzero_block::ByteRange;
+
     use super::*;
     use crate::ChunkDigest;
 
@@ -322,6 +426,9 @@ pub(crate) mod tests {
             mode_used: ModeUsed::TimeZero,
             reason: None,
             protection: None,
+            transport: Some(Transport::Descriptors),
+            outboard: None,
+            scope: Scope::default(),
             bytes_read: 5 << 20,
             bytes_changed: 4096,
             bytes_written: 1 << 20,
@@ -345,6 +452,44 @@ pub(crate) mod tests {
         assert_eq!(json["t0"], "2023-11-14T22:13:20.123456789Z");
         assert!(json["parent"].is_null() && json["boundary"].is_null());
         assert_eq!(json["digest"].as_str().map(str::len), Some(64));
+    }
+
+    #[test]
+    fn version_1_is_read() {
+        let bytes = include_bytes!("../fixtures/manifest-1.tzero");
+        let manifest = Manifest::decode(bytes).unwrap();
+        assert_eq!((manifest.version, manifest.size()), (1, 9_437_696));
+        assert_eq!((manifest.mode_used, manifest.boundary, manifest.outboard), (ModeUsed::Plain, None, None));
+        assert!(manifest.scope.is_whole());
+        assert_eq!(manifest.encode(), bytes, "written back, as by `copy` commands, it stays what it was");
+    }
+
+    #[test]
+    fn what_only_version_2_has() {
+        let scope = Scope::of([ByteRange::new(0, 512), ByteRange::new(1 << 20, 4096)]).unwrap();
+        let outboard =
+            OutboardRecord { layout: Layout::Overwrite, boundary: Boundary::Marker, engine: Engine::Reflink };
+        let manifest = Manifest {
+            mode_asked: ModeAsked::Outboard,
+            mode_used: ModeUsed::Outboard,
+            boundary: Some(77),
+            outboard: Some(outboard),
+            scope,
+            ..example()
+        };
+        let bytes = manifest.encode();
+        assert_eq!(Manifest::decode(&bytes), Ok(manifest.clone()));
+        let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(
+            json["outboard"],
+            serde_json::json!({"layout": "overwrite", "boundary": "marker", "engine": "reflink"})
+        );
+        assert_eq!(json["scope"][1], serde_json::json!({"offset": 1 << 20, "length": 4096}));
+        let content = Err(ManifestFault::Content);
+        assert_eq!(Manifest::decode(&Manifest { version: 1, ..manifest.clone() }.encode()), content);
+        assert_eq!(Manifest::decode(&Manifest { boundary: None, ..manifest.clone() }.encode()), content);
+        let beyond = Scope::of([ByteRange::new(9 << 20, 1024)]).unwrap();
+        assert_eq!(Manifest::decode(&Manifest { scope: beyond, ..manifest }.encode()), content);
     }
 
     #[test]
@@ -381,8 +526,8 @@ pub(crate) mod tests {
     #[test]
     fn a_forger_who_can_seal_is_still_checked() {
         assert!(Manifest::decode(&resealed(|_| {})).is_ok());
-        assert_eq!(Manifest::decode(&resealed(|json| json["version"] = 2.into())), Err(ManifestFault::Version(2)));
-        for version in [2, u64::MAX] {
+        assert_eq!(Manifest::decode(&resealed(|json| json["version"] = 3.into())), Err(ManifestFault::Version(3)));
+        for version in [3, u64::MAX] {
             let forged = resealed(|json| {
                 json["version"] = version.into();
                 json["kind"] = "other".into();
@@ -407,6 +552,8 @@ pub(crate) mod tests {
             ("image", serde_json::json!({"inode": 1, "size": 3})),
             ("id", "short".into()),
             ("surprise", 1.into()),
+            ("scope", serde_json::json!([])),
+            ("boundary", 1.into()),
         ] {
             let forged = resealed(|json| json[field] = value.clone());
             assert_eq!(Manifest::decode(&forged), Err(ManifestFault::Content), "{field}: {value}");

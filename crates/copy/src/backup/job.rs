@@ -18,9 +18,10 @@ use crate::error::{DaemonFault, FileAction, Incomplete, StopCause};
 use crate::flow::{self, End, Step, Target};
 use crate::forbidden::refuse_forbidden;
 use crate::journal::{ChunkRecord, Journal};
-use crate::manifest::{ImageRecord, Manifest, ManifestFields, ModeUsed, Protection};
+use crate::manifest::{ImageRecord, Manifest, ManifestFields, ModeUsed, Protection, Transport};
 use crate::opening::refuse_locked;
 use crate::released::Released;
+use crate::scope::Scope;
 use crate::session::Session;
 use crate::site::{Site, Undeclared};
 use crate::source::Source;
@@ -42,6 +43,8 @@ pub(crate) struct Job<'a, S> {
     pub(crate) records: BTreeMap<u64, ChunkRecord>,
     pub(crate) resumed: bool,
     pub(crate) mode_used: ModeUsed,
+    /// How a volume's bytes come here.
+    pub(crate) transport: Option<Transport>,
     pub(crate) replace: bool,
     pub(crate) verify: bool,
     pub(crate) state: PathBuf,
@@ -310,6 +313,9 @@ impl<S: Source> Job<'_, S> {
             mode_used: self.mode_used,
             reason,
             protection,
+            transport: self.transport,
+            outboard: None,
+            scope: Scope::default(),
             bytes_read: sum(|record| record.read),
             bytes_changed: sum(|record| record.changed),
             bytes_written: sum(|record| record.written),

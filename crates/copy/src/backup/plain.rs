@@ -139,6 +139,7 @@ pub(crate) async fn backup(
         records,
         resumed: request.resume,
         mode_used: ModeUsed::Plain,
+        transport: None,
         replace,
         verify: request.verify,
         state: request.state.clone(),

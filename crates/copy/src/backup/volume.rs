@@ -14,7 +14,7 @@ use super::{BackupOutcome, BackupRequest, destination};
 use crate::digests::CHUNK;
 use crate::error::{DaemonFault, FileAction, ResumeFault};
 use crate::journal::{JournalHeader, SnapshotRecord};
-use crate::manifest::{ModeUsed, VolumeRecord};
+use crate::manifest::{ModeUsed, Transport, VolumeRecord};
 use crate::patience::patiently;
 use crate::placement::Identity;
 use crate::released::Released;
@@ -89,6 +89,7 @@ pub(crate) async fn backup(
         records: BTreeMap::new(),
         resumed: false,
         mode_used: ModeUsed::TimeZero,
+        transport: Some(Transport::Descriptors),
         replace: request.replace,
         verify: request.verify,
         state: request.state.clone(),
@@ -207,6 +208,7 @@ async fn resume(
         records: left.records,
         resumed: true,
         mode_used: ModeUsed::TimeZero,
+        transport: Some(Transport::Descriptors),
         replace: request.replace || header.replace,
         verify: request.verify,
         state: request.state.clone(),
