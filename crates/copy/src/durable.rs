@@ -6,8 +6,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use tzero_io::blocking;
-
 use steps::step;
 
 /// What a copy does to its medium, as far as its order matters.
@@ -67,11 +65,9 @@ pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     sync_parent(to)
 }
 
-/// Makes an image's bytes durable. The kernel reports a failure once, and what it could not write is then lost.
-pub(crate) async fn flush(file: io::Result<File>) -> io::Result<File> {
-    let file = file?;
-    step(Step::Flush)?;
-    blocking(move || file.sync_all().map(|()| file)).await
+/// An image's bytes are about to be made durable.
+pub(crate) fn flushes() -> io::Result<()> {
+    step(Step::Flush)
 }
 
 /// Gives a file another name, where there is none of it. Not durable by itself.

@@ -614,6 +614,15 @@ impl Error {
         move |source| Self::File { action, path, source }
     }
 
+    /// Of a flush.
+    pub(crate) fn unflushed(path: &std::path::Path) -> impl FnOnce(tzero_block::Error) -> Self {
+        let path = path.to_owned();
+        move |error| match error.fault {
+            tzero_block::Fault::System(source) => Self::File { action: FileAction::Flush, path, source },
+            _ => Self::Target { path, source: error },
+        }
+    }
+
     pub(crate) fn foreign(path: &std::path::Path, beside: &std::path::Path) -> Self {
         Self::Foreign { path: path.to_owned(), beside: beside.to_owned() }
     }

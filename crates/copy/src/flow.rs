@@ -47,6 +47,25 @@ pub(crate) struct Step {
     pub(crate) expect: Option<ChunkDigest>,
 }
 
+/// What is done with a chunk that was read and is as expected.
+pub(crate) trait Taker: Clone + 'static {
+    /// Takes a chunk's parts, as of T0. `digest` is theirs.
+    fn take(self, range: ByteRange, digest: ChunkDigest, parts: Vec<Part>) -> impl Future<Output = Taken>;
+}
+
+/// What came of taking a chunk: how many bytes were written for it.
+pub(crate) type Taken = Result<u64, tzero_block::Error>;
+
+/// Takes chunks and keeps nothing: it was enough to read them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unkept;
+
+impl Taker for Unkept {
+    async fn take(self, _range: ByteRange, _digest: ChunkDigest, _parts: Vec<Part>) -> Taken {
+        Ok(0)
+    }
+}
+
 /// Where chunks go.
 pub(crate) struct Target<T> {
     pub(crate) device: Arc<T>,
@@ -117,9 +136,9 @@ struct Chunk {
 }
 
 /// Takes the steps, one after the other, several at a time.
-pub(crate) async fn run<S: Source, T: BlockDevice>(
+pub(crate) async fn run<S: Source>(
     source: &mut S,
-    target: Option<Target<T>>,
+    taker: impl Taker,
     steps: impl Iterator<Item = Step>,
     cancel: &Cancel,
     sink: &mut impl Sink,
@@ -149,7 +168,7 @@ pub(crate) async fn run<S: Source, T: BlockDevice>(
             continue;
         }
         gathered.settle(source).await;
-        landing.push_back(spawn(land(target.clone(), gathered)));
+        landing.push_back(spawn(land(taker.clone(), gathered)));
         if landing.len() > LANDINGS
             && let Some(first) = landing.pop_front()
         {
@@ -207,7 +226,7 @@ impl Chunk {
     }
 }
 
-async fn land<T: BlockDevice>(target: Option<Target<T>>, chunk: Chunk) -> Landed {
+async fn land(taker: impl Taker, chunk: Chunk) -> Landed {
     let Chunk { step, parts, fault, read, changed } = chunk;
     let landed = |outcome, written| Landed { index: step.index, range: step.range, outcome, read, changed, written };
     if let Some((range, fault)) = fault {
@@ -223,10 +242,7 @@ async fn land<T: BlockDevice>(target: Option<Target<T>>, chunk: Chunk) -> Landed
     {
         return landed(Outcome::Mismatch, 0);
     }
-    let Some(target) = target else { return landed(Outcome::Good(digest), 0) };
-    let written =
-        if digest == ChunkDigest::Zero { target.zero(step.range).await.map(|()| 0) } else { target.write(parts).await };
-    match written {
+    match taker.take(step.range, digest, parts).await {
         Ok(written) => landed(Outcome::Good(digest), written),
         Err(error) => landed(Outcome::Unwritable(error), 0),
     }
@@ -248,6 +264,15 @@ fn digest_of(parts: &[Part]) -> ChunkDigest {
         };
     }
     ChunkDigest::Data(Digest::from(hasher.finalize()))
+}
+
+impl<T: BlockDevice> Taker for Target<T> {
+    async fn take(self, range: ByteRange, digest: ChunkDigest, parts: Vec<Part>) -> Taken {
+        match digest {
+            ChunkDigest::Zero => self.zero(range).await.map(|()| 0),
+            ChunkDigest::Data(_) => self.write(parts).await,
+        }
+    }
 }
 
 impl<T: BlockDevice> Target<T> {

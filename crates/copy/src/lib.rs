@@ -4,8 +4,8 @@
 //! R31):
 //!
 //! - [`backup`](backup()) copies a served volume as of one instant, or a plain file or device. `session` talks to the
-//!   daemon, `source` turns base and originals into bytes of T0, `flow` is the pipeline, `journal` remembers what is
-//!   done.
+//!   daemon, `source` turns base and originals into bytes of T0, `flow` is the pipeline, `medium` what it writes to, `journal`
+//!   remembers what is done.
 //! - [`struct@Copy`] is a finished copy: an image with its [`Manifest`]. [`Catalogue`] finds it by name.
 //! - [`verify`](verify()) reads a copy again; [`restore`](restore()) gives the volume back.
 //! - [`placement`] tells where bytes end up, so that nothing is copied onto itself; `forbidden` where nothing goes at all, and
@@ -34,6 +34,7 @@ mod forbidden;
 mod hex;
 mod journal;
 mod manifest;
+mod medium;
 mod opening;
 mod ours;
 mod patience;

@@ -6,11 +6,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use tzero_block::FileDevice;
 use tzero_io::{LockError, lock_exclusive, system};
 
 use crate::Error;
 use crate::error::{FileAction, Refusal};
+use crate::medium::Medium;
 use crate::patience::patiently;
 
 /// Whether an image can be there.
@@ -29,9 +29,8 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
 }
 
 /// An image that is only read.
-pub(crate) fn open_for_reading(path: &Path) -> Result<FileDevice, Error> {
-    let opened = open(path).and_then(|file| FileDevice::from_file(file, false));
-    opened.map_err(Error::file(FileAction::Open, path))
+pub(crate) fn open_for_reading(path: &Path) -> Result<Medium, Error> {
+    open(path).and_then(Medium::over).map_err(Error::file(FileAction::Open, path))
 }
 
 /// Reads a file of at most `longest` bytes; a longer one is `FileTooLarge`, what is no file `InvalidInput`.

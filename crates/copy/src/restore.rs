@@ -19,12 +19,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
-use tzero_block::{BlockDevice, FileDevice};
 use tzero_io::{Backend, Runtime};
 
 use crate::digests::chunk_range;
 use crate::error::FileAction;
 use crate::flow::{self, End, Landed, Outcome, Sink, Step, Target};
+use crate::medium::Medium;
 use crate::opening::open_for_reading;
 use crate::source::PlainSource;
 use crate::verify::{Expected, compare};
@@ -71,7 +71,7 @@ pub fn restore(request: &RestoreRequest, observer: Observer<'_>, cancel: &Cancel
     let copy = &request.copy;
     let size = copy.manifest().size();
     let image = open_for_reading(copy.image())?;
-    let found = image.geometry().size;
+    let found = image.size();
     if found < size || (!copy.is_device() && found != size) {
         return Err(Error::WrongSize { path: copy.image().to_owned(), found, expected: size });
     }
@@ -99,7 +99,7 @@ pub fn restore(request: &RestoreRequest, observer: Observer<'_>, cancel: &Cancel
 
 async fn fill(
     request: &RestoreRequest,
-    image: FileDevice,
+    image: Medium,
     place: &Place,
     observer: Observer<'_>,
     cancel: &Cancel,
@@ -109,27 +109,24 @@ async fn fill(
     let path = &place.path;
     let interrupted = || Error::Interrupted { path: path.clone(), what: "restored" };
     let writable = place.file().try_clone().map_err(Error::file(FileAction::Open, path))?;
-    let device = FileDevice::from_file(writable, false).map_err(Error::file(FileAction::Open, path))?;
-    let device = Arc::new(device);
-    let target = Target { device: Arc::clone(&device), blank: !place.is_device() };
+    let medium = Medium::over(writable).map_err(Error::file(FileAction::Open, path))?;
+    let target = Target { device: Arc::clone(medium.device()), blank: !place.is_device() };
     let steps = (0..).zip(manifest.digests.iter()).map(|(index, expect)| Step {
         index,
         range: chunk_range(index, chunk, size),
         expect: Some(expect),
     });
     let mut filling = Filling { request, path, done: 0, total: size, written: 0, observer };
-    let mut source = PlainSource::new(Arc::new(image), size);
-    let end = flow::run(&mut source, Some(target), steps, cancel, &mut filling).await?;
+    let mut source = PlainSource::new(Arc::clone(image.device()), size);
+    let end = flow::run(&mut source, target, steps, cancel, &mut filling).await?;
     if end == End::Cancelled {
         return Err(interrupted());
     }
     let Filling { written, observer, .. } = filling;
     observer(&Event::Progress { phase: Phase::Flush, done: 0, total: size });
-    device.flush().await.map_err(|source| Error::Target { path: path.clone(), source })?;
+    medium.flush().await.map_err(Error::unflushed(path))?;
     observer(&Event::Progress { phase: Phase::Flush, done: size, total: size });
-    let again = place.file().try_clone().map_err(Error::file(FileAction::Open, path))?;
-    let again = FileDevice::from_file(again, false).map_err(Error::file(FileAction::Open, path))?;
-    let compared = compare(again, Expected { size, chunk }, manifest.digests.iter(), observer, cancel).await?;
+    let compared = compare(&medium, Expected { size, chunk }, manifest.digests.iter(), observer, cancel).await?;
     match compared.ok_or_else(interrupted)?.damage.first() {
         None => Ok(written),
         Some(damage) => {

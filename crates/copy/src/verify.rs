@@ -1,17 +1,17 @@
 //! Reading a copy again and comparing it with what it must be.
 
 use std::fmt;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
 use tzero_api::Exit;
-use tzero_block::{BlockDevice, ByteRange, FileDevice};
-use tzero_io::{Backend, Runtime, system};
+use tzero_block::ByteRange;
+use tzero_io::{Backend, Runtime};
 
 use crate::digests::chunk_range;
-use crate::flow::{self, End, Landed, Outcome, Sink, Step, Target};
+use crate::flow::{self, End, Landed, Outcome, Sink, Step, Unkept};
+use crate::medium::Medium;
 use crate::opening::open_for_reading;
 use crate::source::PlainSource;
 use crate::{Cancel, ChunkDigest, Copy, CopyId, Error, Event, Observer, Phase, Timestamp};
@@ -113,12 +113,11 @@ impl fmt::Display for Verification {
 /// When the image cannot be opened, or it was told to stop. Damage is no error: see [`Verification`].
 pub fn verify(copy: &Copy, observer: Observer<'_>, cancel: &Cancel) -> Result<Verification, Error> {
     let runtime = Runtime::new(Backend::Auto).map_err(Error::Runtime)?;
-    let device = open_for_reading(copy.image())?;
+    let medium = open_for_reading(copy.image())?;
     let manifest = copy.manifest();
-    let size_found =
-        if copy.is_device() { device.geometry().size.min(manifest.size()) } else { device.geometry().size };
+    let size_found = if copy.is_device() { medium.size().min(manifest.size()) } else { medium.size() };
     let expected = Expected { size: manifest.size(), chunk: manifest.chunk };
-    let comparison = runtime.block_on(compare(device, expected, manifest.digests.iter(), observer, cancel))?;
+    let comparison = runtime.block_on(compare(&medium, expected, manifest.digests.iter(), observer, cancel))?;
     let Some(Comparison { good_bytes, damaged_chunks, damage }) = comparison else {
         return Err(Error::Interrupted { path: copy.image().to_owned(), what: "verified" });
     };
@@ -147,22 +146,17 @@ pub(crate) struct Comparison {
     pub(crate) damage: Vec<Damage>,
 }
 
-/// Drops what the page cache has of the file, so that the medium is read. Dirty pages stay: flush first.
-fn forget_pages(file: &File) {
-    system::drop_cache(file, 0, 0);
-}
-
-/// Reads a device from its medium and compares it. `None` when told to stop.
+/// Reads a medium and compares it. What was written must have been flushed. `None` when told to stop.
 pub(crate) async fn compare(
-    device: FileDevice,
+    medium: &Medium,
     expected: Expected,
     digests: impl Iterator<Item = ChunkDigest>,
     observer: Observer<'_>,
     cancel: &Cancel,
 ) -> Result<Option<Comparison>, Error> {
-    forget_pages(device.file().get());
+    medium.forget(None);
     let Expected { size, chunk } = expected;
-    let has = device.geometry().size;
+    let has = medium.size();
     let mut judge = Judge { comparison: Comparison::default(), done: 0, total: size, observer, missing: Vec::new() };
     let mut missing = Vec::new();
     let steps = (0..).zip(digests).filter_map(|(index, expect)| {
@@ -173,8 +167,8 @@ pub(crate) async fn compare(
         }
         Some(Step { index, range, expect: Some(expect) })
     });
-    let mut source = PlainSource::new(Arc::new(device), size.min(has));
-    let end = flow::run(&mut source, None::<Target<FileDevice>>, steps, cancel, &mut judge).await?;
+    let mut source = PlainSource::new(Arc::clone(medium.device()), size.min(has));
+    let end = flow::run(&mut source, Unkept, steps, cancel, &mut judge).await?;
     if end == End::Cancelled {
         return Ok(None);
     }

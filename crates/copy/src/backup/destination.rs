@@ -12,6 +12,7 @@ use crate::backup::{BackupRequest, BackupSource};
 use crate::blank::is_blank;
 use crate::error::{FileAction, Refusal, ResumeFault};
 use crate::journal::{Claim, Journal, JournalHeader, Left};
+use crate::medium::Medium;
 use crate::opening::{open_device_for_writing, refuse_locked};
 use crate::placement::{Identity, lies_on};
 use crate::session::Session;
@@ -76,7 +77,7 @@ pub(crate) fn load(claim: &Claim, site: &Site) -> Result<Option<Left>, Error> {
 
 /// The destination of a new copy, open and empty, and its journal.
 pub(crate) struct Opened {
-    pub(crate) file: File,
+    pub(crate) medium: Medium,
     pub(crate) journal: Journal,
 }
 
@@ -136,8 +137,9 @@ async fn create_claimed(
         file
     };
     header.device = site.device.clone();
+    let medium = Medium::over(file).map_err(Error::file(FileAction::Open, &site.partial))?;
     let journal = claim.start(header).map_err(failed(FileAction::Create))?;
-    Ok(Opened { file, journal })
+    Ok(Opened { medium, journal })
 }
 
 async fn discard_unfinished(
@@ -199,13 +201,14 @@ pub(crate) fn enter(state: &Path, copy: &Copy, observer: Observer<'_>) {
 }
 
 /// Opens what an interrupted run was writing.
-pub(crate) fn reopen(site: &Site, header: &JournalHeader) -> Result<File, Error> {
+pub(crate) fn reopen(site: &Site, header: &JournalHeader) -> Result<Medium, Error> {
     let gone = || Error::Resume { path: site.image.clone(), fault: ResumeFault::ImageGone };
     if let Some(device) = &header.device {
         if site.device.as_ref().map(|site| &site.key) != Some(&device.key) {
             return Err(gone());
         }
-        return open_device_for_writing(&site.image, header.volume.size);
+        let device = open_device_for_writing(&site.image, header.volume.size)?;
+        return Medium::over(device).map_err(Error::file(FileAction::Open, &site.image));
     }
     let options = &mut File::options();
     let file = match options.read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&site.partial) {
@@ -216,5 +219,5 @@ pub(crate) fn reopen(site: &Site, header: &JournalHeader) -> Result<File, Error>
     if Some(metadata.ino()) != header.inode || metadata.len() != header.volume.size {
         return Err(gone());
     }
-    Ok(file)
+    Medium::over(file).map_err(Error::file(FileAction::Open, &site.partial))
 }

@@ -1,12 +1,11 @@
 //! One run of a copy, new or resumed, from the first chunk to the declaration.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tzero_block::{ByteRange, FileDevice};
+use tzero_block::ByteRange;
 use tzero_io::{blocking, system};
 
 use super::capture::Captures;
@@ -19,6 +18,7 @@ use crate::flow::{self, End, Step, Target};
 use crate::forbidden::refuse_forbidden;
 use crate::journal::{ChunkRecord, Journal};
 use crate::manifest::{ImageRecord, Manifest, ManifestFields, ModeUsed, Protection, Transport};
+use crate::medium::Medium;
 use crate::opening::refuse_locked;
 use crate::released::Released;
 use crate::scope::Scope;
@@ -26,7 +26,7 @@ use crate::session::Session;
 use crate::site::{Site, Undeclared};
 use crate::source::Source;
 use crate::verify::{Expected, compare};
-use crate::{Cancel, Copy, Error, Event, Notice, Observer, Phase, Timestamp, durable, opening};
+use crate::{Cancel, Copy, Error, Event, Notice, Observer, Phase, Timestamp, opening};
 
 /// A copy in the making.
 pub(crate) struct Job<'a, S> {
@@ -37,7 +37,7 @@ pub(crate) struct Job<'a, S> {
     /// What the source can never give again.
     pub(crate) released: Released,
     pub(crate) site: Site,
-    pub(crate) file: File,
+    pub(crate) medium: Medium,
     pub(crate) journal: Journal,
     /// What an earlier run did.
     pub(crate) records: BTreeMap<u64, ChunkRecord>,
@@ -186,16 +186,9 @@ impl<S: Source> Job<'_, S> {
         }
     }
 
-    pub(super) fn reader(&self) -> Result<FileDevice, Error> {
-        let path = &self.site.partial;
-        let file = self.file.try_clone().map_err(Error::file(FileAction::Open, path))?;
-        FileDevice::from_file(file, false).map_err(Error::file(FileAction::Open, path))
-    }
-
     async fn copy(&mut self) -> Result<(), Stop> {
-        let device = Arc::new(self.reader()?);
         let blank = self.site.device.is_none() && !self.resumed;
-        let target = Target { device, blank };
+        let target = Target { device: Arc::clone(self.medium.device()), blank };
         let header = &self.journal.header;
         let (chunk, size, total) = (header.chunk, header.volume.size, header.volume.size);
         let missing: Vec<u64> = (0..header.chunks()).filter(|index| !self.records.contains_key(index)).collect();
@@ -212,7 +205,7 @@ impl<S: Source> Job<'_, S> {
         let mut landing = Landing {
             done: self.done(),
             total,
-            file: &self.file,
+            medium: &self.medium,
             journal: &mut self.journal,
             records: &mut self.records,
             source_name: &self.source_name,
@@ -221,7 +214,7 @@ impl<S: Source> Job<'_, S> {
             behind: FlushBehind::default(),
             observer: &mut *self.observer,
         };
-        let ended = flow::run(&mut self.source, Some(target), steps, self.cancel, &mut landing).await;
+        let ended = flow::run(&mut self.source, target, steps, self.cancel, &mut landing).await;
         let Landing { captures, behind, .. } = landing;
         let flushed = self.kept(behind.finish(&self.site.partial).await);
         let ended = match (ended.map_err(Stop::from), flushed) {
@@ -254,8 +247,8 @@ impl<S: Source> Job<'_, S> {
     }
 
     pub(super) async fn sync(&mut self) -> Result<(), Stop> {
-        let synced = durable::flush(self.file.try_clone()).await;
-        self.kept(synced.map(drop).map_err(Error::file(FileAction::Flush, &self.site.partial)))
+        let flushed = self.medium.flush().await;
+        self.kept(flushed.map_err(Error::unflushed(&self.site.partial)))
     }
 
     async fn flush(&mut self) -> Result<(), Stop> {
@@ -270,8 +263,7 @@ impl<S: Source> Job<'_, S> {
         let header = &self.journal.header;
         let expected = Expected { size: header.volume.size, chunk: header.chunk };
         let digests = self.records.values().map(|record| record.digest);
-        let device = self.reader()?;
-        let comparison = compare(device, expected, digests, &mut *self.observer, self.cancel).await?;
+        let comparison = compare(&self.medium, expected, digests, &mut *self.observer, self.cancel).await?;
         let comparison = comparison.ok_or(Stop::Resumable(StopCause::Cancelled))?;
         match comparison.damage.first() {
             None => Ok(()),
@@ -297,10 +289,10 @@ impl<S: Source> Job<'_, S> {
     fn manifest(&self, Judgement { reason, protection }: Judgement) -> Result<Manifest, Error> {
         let header = &self.journal.header;
         let sum = |part: fn(&ChunkRecord) -> u64| self.records.values().map(part).sum();
-        let image = match &self.site.device {
-            Some(_) => None,
-            None => {
-                let metadata = self.file.metadata().map_err(Error::file(FileAction::Open, &self.site.partial))?;
+        let image = match self.medium.file().filter(|_| self.site.device.is_none()) {
+            None => None,
+            Some(file) => {
+                let metadata = file.metadata().map_err(Error::file(FileAction::Open, &self.site.partial))?;
                 Some(ImageRecord { inode: metadata.ino(), size: metadata.len() })
             }
         };

@@ -1,17 +1,17 @@
 //! What happens to a chunk once its bytes are in the destination: journal first, then the daemon, then the page cache.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 
 use tzero_block::ByteRange;
-use tzero_io::{Task, spawn, system};
+use tzero_io::{Task, spawn};
 
 use super::capture::Captures;
 use crate::error::FileAction;
 use crate::flow::{Landed, Outcome, Sink};
 use crate::journal::{ChunkRecord, Journal};
+use crate::medium::Medium;
 use crate::site::Site;
-use crate::{Error, Event, Observer, Phase, durable};
+use crate::{Error, Event, Observer, Phase};
 
 /// How many bytes are made durable and dropped from the page cache at a time.
 const FLUSH_BEHIND: u64 = 64 << 20;
@@ -20,7 +20,7 @@ const FLUSH_BEHIND: u64 = 64 << 20;
 pub(crate) struct Landing<'a> {
     pub(crate) done: u64,
     pub(crate) total: u64,
-    pub(crate) file: &'a File,
+    pub(crate) medium: &'a Medium,
     pub(crate) journal: &'a mut Journal,
     pub(crate) records: &'a mut BTreeMap<u64, ChunkRecord>,
     pub(crate) source_name: &'a str,
@@ -60,7 +60,7 @@ impl Landing<'_> {
         if let Some(captures) = &mut self.captures {
             captures.add(range).await.map_err(Error::daemon(self.source_name))?;
         }
-        self.behind.add(range, written, self.file, self.site).await?;
+        self.behind.add(range, written, self.medium, self.site).await?;
         self.done += range.len();
         (self.observer)(&Event::Progress { phase: Phase::Copy, done: self.done, total: self.total });
         Ok(())
@@ -73,11 +73,11 @@ pub(crate) struct FlushBehind {
     from: u64,
     to: u64,
     written: u64,
-    running: Option<Task<std::io::Result<()>>>,
+    running: Option<Task<Result<(), tzero_block::Error>>>,
 }
 
 impl FlushBehind {
-    async fn add(&mut self, range: ByteRange, written: u64, file: &File, site: &Site) -> Result<(), Error> {
+    async fn add(&mut self, range: ByteRange, written: u64, medium: &Medium, site: &Site) -> Result<(), Error> {
         if self.written == 0 {
             self.from = range.start();
         }
@@ -86,17 +86,15 @@ impl FlushBehind {
         if self.written < FLUSH_BEHIND {
             return Ok(());
         }
-        let failed = Error::file(FileAction::Flush, &site.partial);
-        let (from, len) = (self.from, self.to - self.from);
+        let written = ByteRange::between(self.from, self.to);
         self.written = 0;
-        let result = match self.running.take() {
-            Some(running) => running.await,
-            None => Ok(()),
-        };
-        let file = result.and_then(|()| file.try_clone()).map_err(failed)?;
+        if let Some(running) = self.running.take() {
+            running.await.map_err(Error::unflushed(&site.partial))?;
+        }
+        let medium = medium.clone();
         self.running = Some(spawn(async move {
-            let file = durable::flush(Ok(file)).await?;
-            system::drop_cache(&file, from, len);
+            medium.flush().await?;
+            medium.forget(Some(written));
             Ok(())
         }));
         Ok(())
@@ -105,7 +103,7 @@ impl FlushBehind {
     /// A failed flush is reported by the kernel once: it must not be lost here.
     pub(crate) async fn finish(self, path: &std::path::Path) -> Result<(), Error> {
         match self.running {
-            Some(running) => running.await.map_err(Error::file(FileAction::Flush, path)),
+            Some(running) => running.await.map_err(Error::unflushed(path)),
             None => Ok(()),
         }
     }

@@ -19,6 +19,7 @@ use crate::digests::CHUNK;
 use crate::error::{FileAction, ResumeFault};
 use crate::journal::{ChunkRecord, Journal, JournalHeader, PlainRecord};
 use crate::manifest::{ModeUsed, Protection, VolumeRecord};
+use crate::medium::Medium;
 use crate::opening::is_image;
 use crate::placement::Identity;
 use crate::released::Released;
@@ -117,7 +118,7 @@ pub(crate) async fn backup(
     let plain = Plain::open(path)?;
     let identity = Identity::of_file(&plain.file).map_err(Error::file(FileAction::Open, &plain.path))?;
     destination::refuse_source(&site, &[identity])?;
-    let Unfinished { file, journal, records } = if request.resume {
+    let Unfinished { medium, journal, records } = if request.resume {
         match reopen(&plain, &site, request, &mut *observer)? {
             Reopened::Declared(outcome) => return Ok(*outcome),
             Reopened::Unfinished(unfinished) => *unfinished,
@@ -125,7 +126,7 @@ pub(crate) async fn backup(
     } else {
         destination::inspect(&site, request, None)?;
         let opened = destination::create(&site, request, header(&plain, request)?, &mut *observer).await?;
-        Unfinished { file: opened.file, journal: opened.journal, records: BTreeMap::new() }
+        Unfinished { medium: opened.medium, journal: opened.journal, records: BTreeMap::new() }
     };
     let replace = request.replace || journal.header.replace;
     let job = Job {
@@ -134,7 +135,7 @@ pub(crate) async fn backup(
         session: None,
         released: Released::default(),
         site,
-        file,
+        medium,
         journal,
         records,
         resumed: request.resume,
@@ -177,7 +178,7 @@ fn header(plain: &Plain, request: &BackupRequest) -> Result<JournalHeader, Error
 }
 
 struct Unfinished {
-    file: File,
+    medium: Medium,
     journal: Journal,
     records: BTreeMap<u64, ChunkRecord>,
 }
@@ -203,7 +204,7 @@ fn reopen(plain: &Plain, site: &Site, request: &BackupRequest, observer: Observe
     if *record != plain.plain_record() || left.header.volume != plain.record() {
         return Err(fault(ResumeFault::SourceChanged));
     }
-    let file = destination::reopen(site, &left.header)?;
+    let medium = destination::reopen(site, &left.header)?;
     let journal = claim.resume(&left);
-    Ok(Reopened::Unfinished(Box::new(Unfinished { file, journal, records: left.records })))
+    Ok(Reopened::Unfinished(Box::new(Unfinished { medium, journal, records: left.records })))
 }

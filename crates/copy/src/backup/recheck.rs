@@ -9,13 +9,12 @@
 
 use std::sync::Arc;
 
-use tzero_block::FileDevice;
 use tzero_io::system;
 
 use super::job::Job;
 use super::stop::Stop;
 use crate::error::{FileAction, StopCause};
-use crate::flow::{self, End, Landed, Outcome, Sink, Step, Target};
+use crate::flow::{self, End, Landed, Outcome, Sink, Step, Unkept};
 use crate::source::{PlainSource, Source};
 use crate::{Error, Event, Notice, Observer, Phase};
 
@@ -25,17 +24,16 @@ impl<S: Source> Job<'_, S> {
         let boot = system::boot_id().map_err(Error::Runtime)?;
         if crate::hex::decode(&self.journal.header.boot) != Some(boot) || self.journal.is_doubted() {
             self.sync().await?;
-            system::drop_cache(&self.file, 0, 0);
+            self.medium.forget(None);
         }
-        let device = self.reader()?;
         let steps: Vec<Step> = self
             .records
             .iter()
             .map(|(index, record)| Step { index: *index, range: self.range_of(*index), expect: Some(record.digest) })
             .collect();
         let mut recheck = Recheck { lost: Vec::new(), done: 0, total: self.done(), observer: &mut *self.observer };
-        let mut image = PlainSource::new(Arc::new(device), self.source.size());
-        let compared = flow::run(&mut image, None::<Target<FileDevice>>, steps.into_iter(), self.cancel, &mut recheck);
+        let mut image = PlainSource::new(Arc::clone(self.medium.device()), self.source.size());
+        let compared = flow::run(&mut image, Unkept, steps.into_iter(), self.cancel, &mut recheck);
         if compared.await? == End::Cancelled {
             return Err(Stop::Resumable(StopCause::Cancelled));
         }

@@ -84,7 +84,7 @@ pub(crate) async fn backup(
         session: Some(session),
         released,
         site,
-        file: opened.file,
+        medium: opened.medium,
         journal: opened.journal,
         records: BTreeMap::new(),
         resumed: false,
@@ -176,7 +176,7 @@ async fn resume(
         destination::tidy(&site, claim, request, &copy, observer);
         return Ok(outcome(Finished { copy, verified: false }));
     }
-    let file = destination::reopen(&site, &header)?;
+    let medium = destination::reopen(&site, &header)?;
     let opened = volume.open(resume).await.map_err(|fault| match fault {
         DaemonFault::Refused { code: FailureCode::Unknown, .. } => fault_of(ResumeFault::SnapshotGone),
         fault => Error::daemon(&volume.source_name())(fault),
@@ -203,7 +203,7 @@ async fn resume(
         session: Some(session),
         released,
         site,
-        file,
+        medium,
         journal,
         records: left.records,
         resumed: true,

@@ -72,7 +72,7 @@ fn every_byte_arrives_with_its_digest() {
         let target = Target { device: Arc::clone(&device), blank };
         let mut source = PlainSource::new(Arc::new(MemoryDevice::from_bytes(bytes.clone())), size as u64);
         let mut sink = Collected::default();
-        let end = block_on(run(&mut source, Some(target), steps(size as u64), &Cancel::new(), &mut sink)).unwrap();
+        let end = block_on(run(&mut source, target, steps(size as u64), &Cancel::new(), &mut sink)).unwrap();
         assert_eq!(end, End::Done);
         assert!(device.to_vec() == bytes, "seed {seed}");
         let indices: Vec<u64> = sink.0.iter().map(|landed| landed.index).collect();
@@ -210,7 +210,7 @@ fn a_source_that_changes_under_the_reads_is_copied_as_of_t0() {
     let target = Target { device: Arc::clone(&device), blank: true };
     let mut sink = Collected::default();
     let mut source = LiveSource { live: Arc::clone(&live), batches: 0 };
-    block_on(run(&mut source, Some(target), steps(size as u64), &Cancel::new(), &mut sink)).unwrap();
+    block_on(run(&mut source, target, steps(size as u64), &Cancel::new(), &mut sink)).unwrap();
     assert!(device.to_vec() == t0, "the copy is the T0 image");
     assert!(live.now.to_vec() != t0, "the host went on");
     assert_eq!(source.batches, 4, "a chunk is settled at once: catching up with a map costs as much as it is long");
@@ -228,7 +228,7 @@ fn an_unreadable_piece_is_never_filled_with_zeroes() {
     let target = Target { device: Arc::clone(&device), blank: true };
     let mut sink = Collected::default();
     let mut source = PlainSource::new(Arc::new(faulty), size);
-    block_on(run(&mut source, Some(target), steps(size), &Cancel::new(), &mut sink)).unwrap();
+    block_on(run(&mut source, target, steps(size), &Cancel::new(), &mut sink)).unwrap();
     assert!(matches!(sink.0[0].outcome, Outcome::Good(_)));
     let Outcome::Unreadable(range, SourceFault::Base(_)) = &sink.0[1].outcome else { panic!() };
     assert_eq!(*range, ByteRange::new(CHUNK + PIECE, PIECE));
@@ -246,7 +246,7 @@ fn a_chunk_that_is_not_as_expected_is_not_written() {
     let mut sink = Collected::default();
     let mut source = PlainSource::new(Arc::new(MemoryDevice::from_bytes(bytes)), size);
     let steps = steps(size).map(|step| Step { expect: Some(good), ..step });
-    block_on(run(&mut source, Some(target), steps, &Cancel::new(), &mut sink)).unwrap();
+    block_on(run(&mut source, target, steps, &Cancel::new(), &mut sink)).unwrap();
     assert!(matches!(sink.0[0].outcome, Outcome::Good(_)));
     assert!(matches!(sink.0[1].outcome, Outcome::Mismatch));
     assert!(is_zero(&device.to_vec()[CHUNK as usize..]));
@@ -260,7 +260,7 @@ fn a_target_without_space_says_so_and_the_sink_decides() {
     let target = Target { device: Arc::clone(&full), blank: true };
     let mut sink = Collected::default();
     let mut source = PlainSource::new(Arc::new(MemoryDevice::from_bytes(vec![5; size as usize])), size);
-    block_on(run(&mut source, Some(target), steps(size), &Cancel::new(), &mut sink)).unwrap();
+    block_on(run(&mut source, target, steps(size), &Cancel::new(), &mut sink)).unwrap();
     let kinds: Vec<bool> = sink.0.iter().map(|landed| matches!(landed.outcome, Outcome::Good(_))).collect();
     assert_eq!(kinds, [true, false, true]);
     let Outcome::Unwritable(error) = &sink.0[1].outcome else { panic!() };
@@ -283,7 +283,7 @@ fn a_sinks_error_ends_the_run_with_nothing_in_flight() {
     let base = Arc::new(MemoryDevice::from_bytes(vec![5; size as usize]));
     let mut source = PlainSource::new(Arc::clone(&base), size);
     let mut sink = Refusing(0);
-    let result = block_on(run(&mut source, Some(target), steps(size), &Cancel::new(), &mut sink));
+    let result = block_on(run(&mut source, target, steps(size), &Cancel::new(), &mut sink));
     assert!(result.is_err());
     assert_eq!(sink.0, 3);
     drop(source);
@@ -306,7 +306,7 @@ fn cancelled_it_finishes_what_it_began() {
     let mut source = PlainSource::new(Arc::new(MemoryDevice::from_bytes(vec![5; size as usize])), size);
     let cancel = Cancel::new();
     let mut sink = Cancelling(&cancel, Vec::new());
-    let end = block_on(run(&mut source, Some(target), steps(size), &cancel, &mut sink)).unwrap();
+    let end = block_on(run(&mut source, target, steps(size), &cancel, &mut sink)).unwrap();
     assert_eq!(end, End::Cancelled);
     let landed = sink.1.len();
     assert!((1..10).contains(&landed), "{landed}");

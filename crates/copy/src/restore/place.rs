@@ -5,14 +5,13 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
-use tzero_block::FileDevice;
-
 use super::RestoreRequest;
 use super::beside::Beside;
 use crate::Error;
 use crate::blank::is_blank;
 use crate::error::{FileAction, Refusal};
 use crate::forbidden::refuse_forbidden;
+use crate::medium::Medium;
 use crate::opening::{self, open_device_for_writing, refuse_locked};
 use crate::placement::{Identity, lies_on};
 use crate::standing::Standing;
@@ -39,7 +38,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn open(request: &RestoreRequest, image: &FileDevice) -> Result<Self, Error> {
+    pub(super) fn open(request: &RestoreRequest, image: &Medium) -> Result<Self, Error> {
         let path = std::path::absolute(&request.target).map_err(Error::file(FileAction::Open, &request.target))?;
         refuse_forbidden(&path, &request.state, None)?;
         refuse_the_copy_itself(&path, request, image)?;
@@ -145,11 +144,15 @@ fn take_after(file: &File, other: &Metadata) -> io::Result<()> {
     }
 }
 
-fn refuse_the_copy_itself(path: &Path, request: &RestoreRequest, image: &FileDevice) -> Result<(), Error> {
+fn refuse_the_copy_itself(path: &Path, request: &RestoreRequest, image: &Medium) -> Result<(), Error> {
     let look = Error::file(FileAction::Open, path);
-    let identity =
-        Identity::of_file(image.file().get()).map_err(Error::file(FileAction::Open, request.copy.image()))?;
-    let itself = lies_on(path, &identity).map_err(look)?;
+    let itself = match image.file() {
+        Some(file) => {
+            let identity = Identity::of_file(file).map_err(Error::file(FileAction::Open, request.copy.image()))?;
+            lies_on(path, &identity).map_err(look)?
+        }
+        None => false,
+    };
     let target = fs::metadata(path).ok().filter(|metadata| metadata.file_type().is_block_device());
     let holds = match target {
         Some(metadata) => lies_on(request.copy.image(), &Identity::Device { number: metadata.rdev() })

@@ -1,0 +1,63 @@
+//! What an image's bytes are kept on.
+//!
+//! One type for whatever is written, read again, made durable and dropped from memory, so that nobody above asks which it is.
+//!
+//! | | a file or block device | an export of an NBD server |
+//! |---|---|---|
+//! | flush | the system makes its bytes durable | so does the server, for all that it has acknowledged |
+//! | forget | its clean pages leave the page cache, so that the next read is of the medium | nothing: the server's caches are its own |
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use tzero_block::{Action, BlockDevice, ByteRange, FileDevice};
+use tzero_io::system;
+use tzero_nbd::AnyDevice;
+
+use crate::durable;
+
+/// A file, a block device, or an export. Clones are the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct Medium {
+    device: Arc<AnyDevice>,
+}
+
+impl Medium {
+    /// An open file or block device, through the page cache.
+    pub(crate) fn over(file: File) -> io::Result<Self> {
+        FileDevice::from_file(file, false).map(|device| Self { device: Arc::new(device.into()) })
+    }
+
+    /// What is read and written.
+    pub(crate) fn device(&self) -> &Arc<AnyDevice> {
+        &self.device
+    }
+
+    /// Bytes that it has.
+    pub(crate) fn size(&self) -> u64 {
+        self.device.geometry().size
+    }
+
+    /// The open file or block device.
+    pub(crate) fn file(&self) -> Option<&File> {
+        match self.device.as_ref() {
+            AnyDevice::File(device) => Some(device.file().get()),
+            AnyDevice::Nbd(_) => None,
+        }
+    }
+
+    /// Makes durable what was written. A failure is reported once, and what could not be written is then lost.
+    pub(crate) async fn flush(&self) -> Result<(), tzero_block::Error> {
+        durable::flushes().map_err(|source| tzero_block::Error::system(Action::Flush, 0, 0, source))?;
+        self.device.flush().await
+    }
+
+    /// Drops what memory has of a range, or of all of it, so that the medium is read. Flush first: what is not durable stays.
+    pub(crate) fn forget(&self, range: Option<ByteRange>) {
+        if let Some(file) = self.file() {
+            let (offset, len) = range.map_or((0, 0), |range| (range.start(), range.len()));
+            system::drop_cache(file, offset, len);
+        }
+    }
+}
