@@ -138,6 +138,8 @@ pub enum Planted {
     MarkerTooEarly,
     /// The snapshot that is to make room is marked broken though it was deleted meanwhile.
     DeletedBreaks,
+    /// A place in the map is taken for one of the first component, whatever its unit.
+    UnitIgnored,
 }
 
 impl Planted {
@@ -169,6 +171,7 @@ impl Planted {
         Self::AheadBreaks,
         Self::MarkerTooEarly,
         Self::DeletedBreaks,
+        Self::UnitIgnored,
     ];
 }
 

@@ -20,7 +20,7 @@ use crate::admission::Admission;
 use crate::ladder::Movers;
 use crate::pending::Pending;
 use crate::platform::Platform;
-use crate::points::Point;
+use crate::points::{Planted, Point};
 use crate::reuse::Delivered;
 use crate::scope;
 use crate::snapshots::{Snapshot, Snapshots};
@@ -49,8 +49,9 @@ impl<P: Platform> Volume<P> {
         let table = storage.open(TABLE_NAME, SnapshotTable::<StateOf<P>>::LEN).map_err(OpenError::State)?;
         let table = SnapshotTable::create_or_open(table, options.id).map_err(OpenError::Table)?;
         let map = storage.open(MAP_NAME, options.map_shape.len()).map_err(OpenError::State)?;
-        let map = ModifiedMap::create_or_open_shaped(map, options.grain, options.id, options.map_shape)
-            .map_err(OpenError::Map)?;
+        let map =
+            ModifiedMap::create_or_open_shaped(map, options.grain, options.id, &options.components, options.map_shape)
+                .map_err(OpenError::Map)?;
         platform.point(Point::RecoveryOpened).await;
 
         let marks_complete = storage.exists(WITNESS).map_err(OpenError::State)?;
@@ -63,7 +64,10 @@ impl<P: Platform> Volume<P> {
         let epoch = all.iter().map(|snapshot| snapshot.epoch).max().unwrap_or(Epoch(0)).max(table.epoch());
         let snapshots = Snapshots::new(all);
         let wanted = |grain, before, tag, sequence| snapshots.any_resolving(grains, grain, before, tag, sequence);
-        let (entries, damaged) = map.scan();
+        let (mut entries, damaged) = map.scan();
+        if platform.planted(Planted::UnitIgnored) {
+            entries.iter_mut().for_each(|(_, entry)| entry.offset = options.components.place(entry.offset).1);
+        }
         if !damaged.is_empty() {
             // Which snapshots the lost entries served cannot be known: none is trusted. On record before the entries go.
             for snapshot in snapshots.all().iter().filter(|snapshot| snapshot.broken.get().is_none()) {

@@ -208,15 +208,8 @@ mod tests {
     use tzero_originals::{Entry, EntryState, Epoch, Sequence};
 
     fn original(offset: u64, payload: Payload) -> Overlay {
-        let entry = Entry {
-            unit: 0,
-            offset,
-            len: 512,
-            tag: Epoch(1),
-            sequence: Sequence(1),
-            payload,
-            state: EntryState::Unread,
-        };
+        let entry =
+            Entry { offset, len: 512, tag: Epoch(1), sequence: Sequence(1), payload, state: EntryState::Unread };
         Overlay::of(entry, 0, 4096).unwrap()
     }
 

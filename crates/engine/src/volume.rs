@@ -22,8 +22,8 @@ use std::sync::{Mutex, MutexGuard};
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Notify, Storage};
 use tzero_originals::{
-    BrokenReason, Grains, MapError, MapShape, OriginalCache, Originals, OriginalsUse, RangeLog, RecordState,
-    SnapshotId, SnapshotTable, TableError,
+    BrokenReason, Components, Grains, MapError, MapShape, OriginalCache, Originals, OriginalsUse, RangeLog,
+    RecordState, SnapshotId, SnapshotTable, TableError,
 };
 
 use crate::admission::Admission;
@@ -44,6 +44,8 @@ pub struct VolumeOptions {
     pub id: [u8; 16],
     /// Grain in bytes: a power of two from 512 to 1 MiB.
     pub grain: u32,
+    /// What the base is made of, in order.
+    pub components: Components,
     /// Id of the machine's running boot.
     pub boot_id: [u8; 16],
     /// The base is not what it was when the daemon stopped: no snapshot can be right.
@@ -156,7 +158,7 @@ pub struct Statistics {
 pub struct MapLine {
     /// Component of the volume.
     pub unit: u32,
-    /// First 512-byte block.
+    /// First 512-byte block, within the component.
     pub block: u64,
     /// Whether it was consumed.
     pub read: bool,
@@ -262,9 +264,10 @@ impl<P: Platform> Volume<P> {
             let serves = entry.tag >= snapshot.epoch && last != Some(grain) && snapshot.needs(self.grains, grain);
             if serves && snapshot.end.get().is_none_or(|end| entry.sequence <= *end) {
                 last = Some(grain);
+                let (unit, within) = self.originals.components().place(entry.offset);
                 lines.push(MapLine {
-                    unit: entry.unit,
-                    block: entry.offset / 512,
+                    unit,
+                    block: within / 512,
                     read: entry.state == tzero_originals::EntryState::Read,
                     cache_offset: match entry.payload {
                         tzero_originals::Payload::Stored { offset, .. } => Some(offset),

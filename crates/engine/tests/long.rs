@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tzero_block::{ByteRange, Export, FileDevice, Zeroes};
 use tzero_engine::{Platform, SnapshotKind, Volume, VolumeOptions};
 use tzero_io::{Backend, Buffer, Directory, Runtime};
-use tzero_originals::MapShape;
+use tzero_originals::{Components, MapShape};
 
 const GRAIN: u32 = 4096;
 const SIZE: u64 = 64 << 30;
@@ -48,6 +48,7 @@ async fn open(directory: &Path) -> Arc<Volume<Test>> {
         name: "v".into(),
         id: [9; 16],
         grain: GRAIN,
+        components: Components::one(),
         boot_id: [1; 16],
         base_changed: false,
         map_shape: MapShape::DEFAULT,

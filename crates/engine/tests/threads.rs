@@ -11,7 +11,7 @@ use std::thread;
 use tzero_block::{Export, FileDevice, Mode};
 use tzero_engine::{Platform, SnapshotKind, Volume, VolumeOptions};
 use tzero_io::{Backend, Buffer, Directory, Runtime};
-use tzero_originals::MapShape;
+use tzero_originals::{Components, MapShape};
 
 const GRAIN: usize = 512;
 const WRITERS: usize = 3;
@@ -53,6 +53,7 @@ fn open(directory: &std::path::Path, runtime: &Runtime) -> Arc<Volume<Test>> {
         name: "v".into(),
         id: [1; 16],
         grain: GRAIN as u32,
+        components: Components::one(),
         boot_id: [1; 16],
         base_changed: false,
         map_shape: MapShape::DEFAULT,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tzero_block::{Action, ByteRange, Export, ExportError, Faulty, Injected, MemoryDevice, Zeroes};
 use tzero_engine::{OnFull, Platform, SnapshotKind, SnapshotState, Volume, VolumeOptions};
 use tzero_io::{Backend, Buffer, Directory, Runtime};
-use tzero_originals::{BrokenReason, MapShape};
+use tzero_originals::{BrokenReason, Components, MapShape};
 
 const GRAIN: u32 = 4096;
 const SIZE: u64 = 20 * 4096 + 1536;
@@ -91,6 +91,7 @@ impl Fixture {
             name: "v".into(),
             id: [9; 16],
             grain: GRAIN,
+            components: Components::one(),
             boot_id,
             base_changed,
             map_shape: MapShape::DEFAULT,

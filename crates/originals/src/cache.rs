@@ -19,6 +19,7 @@ use std::sync::{Mutex, MutexGuard};
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Buffer, Mapping};
 
+use crate::components::Components;
 use crate::entry::{Entry, EntryState, Payload};
 use crate::index::{Index, Located};
 use crate::map::{MapError, ModifiedMap};
@@ -159,6 +160,11 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         self.grains
     }
 
+    /// Where the volume's components begin.
+    pub fn components(&self) -> &Components {
+        self.map.components()
+    }
+
     /// Where payloads are.
     pub fn device(&self) -> &D {
         &self.device
@@ -240,7 +246,6 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
             let range = self.grains.range(grain);
             let sequence = Sequence(space.head.0 + 1);
             let entry = Entry {
-                unit: 0,
                 offset: range.start(),
                 len: range.len() as u32,
                 tag,

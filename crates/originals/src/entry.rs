@@ -2,8 +2,8 @@
 //!
 //! | word | content |
 //! |---|---|
-//! | 0 | first 512-byte block of the grain |
-//! | 1 | unit id (high 32 bits), length in bytes (low 32) |
+//! | 0 | first 512-byte block of the grain, within its component |
+//! | 1 | unit id of the component (high 32 bits), length in bytes (low 32) |
 //! | 2 | offset of the payload in the cache, or all ones: none |
 //! | 3 | tag: the epoch whose first change this is the original of |
 //! | 4 | sequence |
@@ -17,6 +17,7 @@ use std::io;
 
 use tzero_io::Mapping;
 
+use crate::components::Components;
 use crate::units::{Epoch, Sequence};
 
 /// Bytes of an entry.
@@ -60,8 +61,6 @@ pub enum EntryState {
 /// An original, and where it belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Component of the volume (R28); 0 for the first.
-    pub unit: u32,
     /// First byte of the grain on the volume. A multiple of 512.
     pub offset: u64,
     /// Bytes of the grain.
@@ -82,28 +81,22 @@ impl Entry {
         matches!(self.payload, Payload::Stored { checksum, .. } if crc32c::crc32c(bytes) == checksum)
     }
 
-    fn words(&self) -> [u64; 7] {
+    fn words(&self, components: &Components) -> [u64; 7] {
+        let (unit, within) = components.place(self.offset);
         let (place, sum) = match self.payload {
             Payload::Stored { offset, checksum } => (offset, u64::from(checksum)),
             Payload::Zero => (NO_PAYLOAD, ZERO),
             Payload::Bad => (NO_PAYLOAD, BAD),
         };
-        let mut words = [
-            self.offset / BLOCK,
-            u64::from(self.unit) << 32 | u64::from(self.len),
-            place,
-            self.tag.0,
-            self.sequence.0,
-            sum,
-            0,
-        ];
+        let mut words =
+            [within / BLOCK, u64::from(unit) << 32 | u64::from(self.len), place, self.tag.0, self.sequence.0, sum, 0];
         words[6] = u64::from(checksum_of(&words[..6]));
         words
     }
 
     /// Writes the entry at byte `at` and publishes it.
-    pub(crate) fn publish<M: Mapping>(&self, map: &M, at: u64) -> io::Result<()> {
-        map.store_all(at, &self.words())?;
+    pub(crate) fn publish<M: Mapping>(&self, map: &M, components: &Components, at: u64) -> io::Result<()> {
+        map.store_all(at, &self.words(components))?;
         map.publish(at + STATE, state_word(self.state))
     }
 
@@ -117,8 +110,9 @@ impl Entry {
         map.publish(at + STATE, 0)
     }
 
-    /// The published entry at byte `at`; `None` if the place is free, is being rewritten, or its words do not fit their checksum.
-    pub(crate) fn load<M: Mapping>(map: &M, at: u64) -> Option<Self> {
+    /// The published entry at byte `at`; `None` if the place is free, is being rewritten, or its words do not fit their checksum or the
+    /// components.
+    pub(crate) fn load<M: Mapping>(map: &M, components: &Components, at: u64) -> Option<Self> {
         let state = match map.load(at + STATE) {
             word if word == state_word(EntryState::Unread) => EntryState::Unread,
             word if word == state_word(EntryState::Read) => EntryState::Read,
@@ -135,8 +129,7 @@ impl Entry {
             _ => return None,
         };
         Some(Self {
-            unit: (words[1] >> 32) as u32,
-            offset: words[0].checked_mul(BLOCK)?,
+            offset: components.offset((words[1] >> 32) as u32, words[0].checked_mul(BLOCK)?)?,
             len: words[1] as u32,
             tag: Epoch(words[3]),
             sequence: Sequence(words[4]),

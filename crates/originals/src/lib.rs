@@ -7,6 +7,7 @@
 //! Deliberately absent: when to save (that is `engine`), and any knowledge of hosts or movers.
 
 mod cache;
+mod components;
 mod entry;
 mod index;
 mod map;
@@ -18,6 +19,7 @@ mod table;
 mod units;
 
 pub use cache::{CacheError, OriginalCache, OriginalsUse, Reservation};
+pub use components::{Components, ComponentsError};
 pub use entry::{Entry, EntryState, Payload};
 pub use index::{Index, Located};
 pub use map::{MapError, MapShape, ModifiedMap};

@@ -9,6 +9,7 @@
 //! | 40 | how many entry positions there are (published after growing) |
 //! | 48 | head: sequence of the newest published entry |
 //! | 56 | words of the ring |
+//! | 64 | where the second, third, … component of the volume begins, in bytes; 0 after the last |
 //! | 4096 | ring: word `s % words` = position (low 32) and low 32 bits of sequence `s` (high 32) |
 //! | after the ring | entries |
 //!
@@ -16,6 +17,10 @@
 //! Entry (see [`Entry`]), ring word, head. A death between them leaves an entry that recovery finds by its state word; the head is then
 //! raised to the largest sequence seen. A reader that follows the ring sees whatever was published before the head it
 //! loaded; one that fell behind the ring scans all entries.
+//!
+//! # Versions
+//! 2 is what is written. 1 had nothing at 64, which says the same as one component: such a map is read as it is, and its writer makes it one
+//! of version 2 by a single store.
 //!
 //! # Invariants
 //! 1. One writer. Publications are in sequence order: all up to the head are visible (INV-2).
@@ -26,11 +31,14 @@ use std::ops::Range;
 
 use tzero_io::Mapping;
 
+use crate::components::Components;
 use crate::entry::{ENTRY_BYTES, Entry, SEQUENCE};
 use crate::units::Sequence;
 
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"TZEROMAP");
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
+/// The version before components.
+const VERSION_ONE: u32 = 1;
 const HEADER: u64 = 4096;
 /// Words of a ring: bounds of what is believed from a file.
 const RING_WORDS: std::ops::RangeInclusive<u64> = 16..=1 << 20;
@@ -45,13 +53,14 @@ const WORD_VOLUME: u64 = 24;
 const WORD_CAPACITY: u64 = 40;
 const WORD_HEAD: u64 = 48;
 const WORD_RING: u64 = 56;
+const WORD_COMPONENTS: u64 = 64;
 
 /// Why a map was refused.
 #[derive(Debug)]
 pub enum MapError {
     /// It is not a modified map of this version.
     Format,
-    /// It belongs to another volume, or has another grain.
+    /// It belongs to another volume, or has another grain or other components.
     Foreign,
     /// It cannot be written.
     Io(io::Error),
@@ -61,7 +70,9 @@ impl std::fmt::Display for MapError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Format => f.write_str("the modified map is damaged or of another version"),
-            Self::Foreign => f.write_str("the modified map belongs to another volume or has another grain"),
+            Self::Foreign => {
+                f.write_str("the modified map belongs to another volume, or has another grain or other components")
+            }
             Self::Io(source) => write!(f, "the modified map cannot be written: {source}"),
         }
     }
@@ -110,25 +121,32 @@ impl Default for MapShape {
 pub struct ModifiedMap<M> {
     mapping: M,
     ring_words: u64,
+    components: Components,
 }
 
 impl<M: Mapping> ModifiedMap<M> {
     /// Length of a new map of the default shape in bytes.
     pub const NEW_LEN: u64 = MapShape::DEFAULT.len();
 
-    /// [`Self::create_or_open_shaped`] with the default shape.
+    /// [`Self::create_or_open_shaped`] with the default shape, for a volume of one component.
     ///
     /// # Errors
     /// As there.
     pub fn create_or_open(mapping: M, grain: u32, volume: [u8; 16]) -> Result<Self, MapError> {
-        Self::create_or_open_shaped(mapping, grain, volume, MapShape::DEFAULT)
+        Self::create_or_open_shaped(mapping, grain, volume, &Components::one(), MapShape::DEFAULT)
     }
 
     /// Takes over the mapping, and makes a map of it if it is all new (its magic is zero): then its length must be that of the shape.
     ///
     /// # Errors
     /// When it holds something else, or cannot be written.
-    pub fn create_or_open_shaped(mapping: M, grain: u32, volume: [u8; 16], shape: MapShape) -> Result<Self, MapError> {
+    pub fn create_or_open_shaped(
+        mapping: M,
+        grain: u32,
+        volume: [u8; 16],
+        components: &Components,
+        shape: MapShape,
+    ) -> Result<Self, MapError> {
         if mapping.len() < HEADER {
             return Err(MapError::Format);
         }
@@ -136,13 +154,23 @@ impl<M: Mapping> ModifiedMap<M> {
             if mapping.len() < shape.len() {
                 return Err(MapError::Format);
             }
-            initialise(&mapping, grain, volume, shape).map_err(MapError::Io)?;
+            initialise(&mapping, grain, volume, components, shape).map_err(MapError::Io)?;
         }
         let map = Self::open(mapping)?;
-        if map.grain() != grain || map.volume() != volume {
-            return Err(MapError::Foreign);
+        map.check(grain, volume, components)?;
+        if map.mapping.load(WORD_VERSION) != version_word(VERSION) {
+            map.mapping.publish(WORD_VERSION, version_word(VERSION)).map_err(MapError::Io)?;
         }
         Ok(map)
+    }
+
+    /// Whether it is the map of this volume.
+    ///
+    /// # Errors
+    /// [`MapError::Foreign`] where it is not.
+    pub fn check(&self, grain: u32, volume: [u8; 16], components: &Components) -> Result<(), MapError> {
+        let is_own = self.grain() == grain && self.volume() == volume && self.components == *components;
+        if is_own { Ok(()) } else { Err(MapError::Foreign) }
     }
 
     /// Takes over a mapping that holds a map.
@@ -150,12 +178,19 @@ impl<M: Mapping> ModifiedMap<M> {
     /// # Errors
     /// When it does not, or lengths in it do not fit.
     pub fn open(mapping: M) -> Result<Self, MapError> {
-        let expected = u64::from(VERSION) | ENTRY_BYTES << 32;
-        if mapping.len() < HEADER || mapping.load(0) != MAGIC || mapping.load(WORD_VERSION) != expected {
+        if mapping.len() < HEADER || mapping.load(0) != MAGIC {
             return Err(MapError::Format);
         }
+        let further = match mapping.load(WORD_VERSION) {
+            version if version == version_word(VERSION) => Components::MOST as u64,
+            version if version == version_word(VERSION_ONE) => 0,
+            _ => return Err(MapError::Format),
+        };
+        let starts =
+            (0..further).map(|index| mapping.load(WORD_COMPONENTS + 8 * index)).take_while(|start| *start != 0);
+        let components = Components::from_starts(starts, mapping.load(WORD_GRAIN) as u32).ok_or(MapError::Format)?;
         let ring_words = mapping.load(WORD_RING);
-        let map = Self { ring_words, mapping };
+        let map = Self { ring_words, components, mapping };
         let ring_fits = ring_words.is_power_of_two() && RING_WORDS.contains(&ring_words);
         if !ring_fits || map.capacity() == 0 || map.capacity() > MOST_ENTRIES {
             return Err(MapError::Format);
@@ -177,6 +212,11 @@ impl<M: Mapping> ModifiedMap<M> {
         id
     }
 
+    /// Where the volume's components begin.
+    pub fn components(&self) -> &Components {
+        &self.components
+    }
+
     /// How many positions there are.
     pub fn capacity(&self) -> u64 {
         self.mapping.load(WORD_CAPACITY)
@@ -189,7 +229,8 @@ impl<M: Mapping> ModifiedMap<M> {
 
     /// The published entry at a position.
     pub fn entry(&self, position: u32) -> Option<Entry> {
-        (u64::from(position) < self.capacity()).then(|| Entry::load(&self.mapping, self.at(u64::from(position))))?
+        (u64::from(position) < self.capacity())
+            .then(|| Entry::load(&self.mapping, &self.components, self.at(u64::from(position))))?
     }
 
     /// The sequence at a position that exists, whether its entry stands, is free, or is being rewritten: one word, to tell what is
@@ -213,7 +254,7 @@ impl<M: Mapping> ModifiedMap<M> {
     pub fn scan(&self) -> (Vec<(u32, Entry)>, Vec<u32>) {
         let (mut entries, mut damaged) = (Vec::new(), Vec::new());
         for position in 0..self.capacity() {
-            match Entry::load(&self.mapping, self.at(position)) {
+            match Entry::load(&self.mapping, &self.components, self.at(position)) {
                 Some(entry) => entries.push((position as u32, entry)),
                 None if Entry::is_published(&self.mapping, self.at(position)) => damaged.push(position as u32),
                 None => {}
@@ -228,7 +269,7 @@ impl<M: Mapping> ModifiedMap<M> {
     /// Where stores can fail; the entry may then be visible or not.
     pub fn publish(&self, position: u32, entry: &Entry) -> io::Result<()> {
         let sequence = entry.sequence;
-        entry.publish(&self.mapping, self.at(u64::from(position)))?;
+        entry.publish(&self.mapping, &self.components, self.at(u64::from(position)))?;
         let word = (sequence.0 & 0xFFFF_FFFF) << 32 | u64::from(position);
         self.mapping.publish(HEADER + sequence.0 % self.ring_words * 8, word)?;
         self.mapping.publish(WORD_HEAD, sequence.0)
@@ -298,13 +339,24 @@ impl<M: Mapping> ModifiedMap<M> {
     }
 }
 
-fn initialise<M: Mapping>(mapping: &M, grain: u32, volume: [u8; 16], shape: MapShape) -> io::Result<()> {
+const fn version_word(version: u32) -> u64 {
+    version as u64 | ENTRY_BYTES << 32
+}
+
+fn initialise<M: Mapping>(
+    mapping: &M,
+    grain: u32,
+    volume: [u8; 16],
+    components: &Components,
+    shape: MapShape,
+) -> io::Result<()> {
     let (low, high) = volume.split_at(8);
-    mapping.store(WORD_VERSION, u64::from(VERSION) | ENTRY_BYTES << 32)?;
+    mapping.store(WORD_VERSION, version_word(VERSION))?;
     mapping.store(WORD_GRAIN, u64::from(grain))?;
     mapping.store(WORD_VOLUME, u64::from_le_bytes(low.try_into().expect("half of an id")))?;
     mapping.store(WORD_VOLUME + 8, u64::from_le_bytes(high.try_into().expect("half of an id")))?;
     mapping.store(WORD_CAPACITY, shape.first_entries)?;
     mapping.store(WORD_RING, shape.ring_words)?;
+    mapping.store_all(WORD_COMPONENTS, components.further())?;
     mapping.publish(0, MAGIC)
 }

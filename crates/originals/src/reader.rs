@@ -130,11 +130,19 @@ pub struct Scan {
     pub beyond_head: bool,
     /// It takes what was published after the snapshot's end, or the marker: another.
     pub beyond_end: bool,
+    /// It takes every place for one of the first component: another.
+    pub blind_to_units: bool,
 }
 
 impl Default for Scan {
     fn default() -> Self {
-        Self { at_once: 1 << 14, give_way: || Box::pin(yield_now()), beyond_head: false, beyond_end: false }
+        Self {
+            at_once: 1 << 14,
+            give_way: || Box::pin(yield_now()),
+            beyond_head: false,
+            beyond_end: false,
+            blind_to_units: false,
+        }
     }
 }
 
@@ -287,7 +295,9 @@ impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
     fn take_in(&mut self, position: u32, head: Sequence) {
         // A place that is free, being rewritten, or holds something newer by now is announced again.
         if let Some(entry) = self.map.entry(position).filter(|entry| entry.sequence <= head || self.scan.beyond_head) {
-            self.remember(position, &entry);
+            let offset =
+                if self.scan.blind_to_units { self.map.components().place(entry.offset).1 } else { entry.offset };
+            self.remember(position, &Entry { offset, ..entry });
         }
     }
 

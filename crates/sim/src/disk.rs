@@ -26,9 +26,11 @@ use crate::story::happens;
 
 mod handle;
 mod request;
+mod row;
 
 pub use handle::DiskHandle;
 use request::{Request, Work};
+pub use row::{Row, RowHandle};
 
 /// What a disk moves at once, in bytes.
 pub const SECTOR: u64 = 512;

@@ -10,7 +10,7 @@ use tzero_engine::{Planted, SnapshotState};
 use tzero_io::Buffer;
 use tzero_originals::{OriginalsReader, ReconcileError, Scan, SnapshotRef};
 
-use crate::disk::DiskHandle;
+use crate::disk::RowHandle;
 use crate::executor::{Process, die, fail, interleave, sleep, spawn_joined, yield_once};
 use crate::oracle::Standing;
 use crate::races::{Doing, Race};
@@ -32,7 +32,7 @@ pub struct Copy {
 }
 
 /// See [`reader`].
-pub type Reader = OriginalsReader<WordsHandle, DiskHandle>;
+pub type Reader = OriginalsReader<WordsHandle, RowHandle>;
 
 /// How a mover goes about its work.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +104,7 @@ pub fn reader(scene: &Scene, who: &str, process: Process) -> Option<Reader> {
                 give_way: || Box::pin(interleave(PLACE)),
                 beyond_head: scene.planted == Some(Planted::ScanTakesNewer),
                 beyond_end: scene.planted == Some(Planted::EndedTakesLaterEntry),
+                blind_to_units: scene.planted == Some(Planted::UnitIgnored),
             });
             Some(reader)
         }
@@ -200,7 +201,7 @@ impl Mover {
     /// Copies one piece; `None` when that fails.
     async fn copy(
         &self,
-        base: &DiskHandle,
+        base: &RowHandle,
         reader: &mut Reader,
         known: &Known,
         snapshot: &SnapshotRef,

@@ -19,6 +19,8 @@ mod draw;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OpId(pub u32);
 
+/// Most components of a base.
+pub const MOST_COMPONENTS: usize = 4;
 /// No write to the cache takes as long.
 pub const PATIENT_NS: u64 = 1_000_000_000;
 
@@ -31,8 +33,10 @@ pub struct Shape {
     pub cells: Cells,
     /// Alignment of base and cache.
     pub alignment: u32,
-    /// Bytes of the cache.
-    pub cache_size: u64,
+    /// Bytes of each component of the base, in order.
+    pub components: Vec<u64>,
+    /// Bytes of each tier of the cache, in order.
+    pub tiers: Vec<u64>,
     /// The cache is too small for what could be saved.
     pub cache_scarce: bool,
     /// Of 16 cells, how many hold something at the start.
@@ -273,6 +277,7 @@ mod tests {
             assert_eq!(format!("{plan:?}"), format!("{:?}", Plan::new(seed)));
             assert!(plan.ops() >= 200, "{} operations", plan.ops());
             let size = plan.shape.cells.size;
+            assert_eq!(plan.shape.components.iter().sum::<u64>(), size);
             for (_, op) in plan.actors.iter().flat_map(|actor| &actor.ops) {
                 if let Op::Write { range, .. } | Op::Zeroes { range, .. } | Op::Trim { range } | Op::Read { range } = op
                 {

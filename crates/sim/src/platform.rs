@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tzero_engine::{Event, Planted, Platform, Point};
 
-use crate::disk::DiskHandle;
+use crate::disk::RowHandle;
 use crate::executor::{Crash, Process, current_name, fail, interleave, is_dead, moment, now_ns};
 use crate::oracle::{Oracle, current_change};
 use crate::races::Races;
@@ -40,8 +40,8 @@ pub struct SimPlatform {
 }
 
 impl Platform for SimPlatform {
-    type Base = DiskHandle;
-    type Cache = DiskHandle;
+    type Base = RowHandle;
+    type Cache = RowHandle;
     type Storage = StorageHandle;
 
     fn monotonic_ns(&self) -> u64 {

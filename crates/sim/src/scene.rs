@@ -13,20 +13,23 @@ use std::sync::atomic::AtomicU64;
 use tzero_block::{Action, ByteRange};
 use tzero_engine::{Planted, Recovered, SnapshotInfo, SnapshotState, Volume, VolumeOptions};
 use tzero_io::Notify;
-use tzero_originals::{BrokenReason, OnFull, RangeSet, SnapshotId};
+use tzero_originals::{BrokenReason, Components, OnFull, RangeSet, SnapshotId};
 
 use crate::contents::{Cells, Version};
-use crate::disk::{Disk, DiskOptions};
+use crate::disk::{DiskOptions, Row};
 use crate::executor::{Process, fail, is_dead, note, spawn, spawn_joined};
 use crate::mover::Copy;
 use crate::oracle::{Oracle, Standing};
-use crate::plan::{Plan, Shape};
+use crate::plan::{MOST_COMPONENTS, Plan, Shape};
 use crate::platform::SimPlatform;
 use crate::races::{Doing, Race, Races};
 use crate::random::mix;
 use crate::savings::Savings;
 use crate::storage::Directory;
 
+/// Names of the components of the base, and of the tiers of the cache.
+const BASES: [&str; MOST_COMPONENTS] = ["base", "base 1", "base 2", "base 3"];
+const TIERS: [&str; 2] = ["cache", "cache 1"];
 /// Id of the simulated volume.
 const VOLUME_ID: [u8; 16] = *b"simulated volume";
 
@@ -81,9 +84,9 @@ pub struct Scene {
     /// The counters.
     pub races: Races,
     /// The host's bytes.
-    pub base: Disk,
+    pub base: Row,
     /// Payloads.
-    pub cache: Disk,
+    pub cache: Row,
     /// State files.
     pub directory: Directory,
     /// Interrupted copies.
@@ -115,14 +118,13 @@ pub struct Scene {
 impl Scene {
     /// The stage of a plan, with its devices filled.
     pub fn new(plan: Plan, planted: Option<Planted>) -> Rc<Self> {
-        let Shape { cells, alignment, grain, .. } = plan.shape;
-        let disk = |name, size, latency| {
-            let options =
-                DiskOptions { name, size, alignment, latency, limit: None, fast_zeroes: plan.shape.fast_zeroes };
-            Disk::new(plan.run_seed, options)
+        let Shape { cells, alignment, grain, fast_zeroes, .. } = plan.shape;
+        let row = |names, lengths: &[u64], latency| {
+            let options = DiskOptions { name: "", size: 0, alignment, latency, limit: None, fast_zeroes };
+            Row::new(plan.run_seed, names, lengths, &options)
         };
-        let base = disk("base", cells.size, plan.shape.base_latency);
-        let cache = disk("cache", plan.shape.cache_size, plan.shape.cache_latency);
+        let base = row(&BASES, &plan.shape.components, plan.shape.base_latency);
+        let cache = row(&TIERS, &plan.shape.tiers, plan.shape.cache_latency);
         let (seed, filled) = (plan.seed, plan.shape.filled);
         // In stretches, so that there are whole grains of holes.
         let is_filled = move |index: usize| mix(seed ^ (index / 32) as u64) % 16 < filled;
@@ -308,10 +310,12 @@ impl Scene {
             ids: Arc::clone(&self.ids),
             longest_save: self.plan.shape.longest_save_ns,
         };
+        let Shape { grain, components, .. } = &self.plan.shape;
         let options = VolumeOptions {
             name: "volume".into(),
             id: VOLUME_ID,
-            grain: self.plan.shape.grain,
+            grain: *grain,
+            components: Components::new(components, *grain).expect("the plan's components are a row"),
             boot_id: [self.boot.get(); 16],
             base_changed: false,
             map_shape: self.plan.shape.map,
@@ -415,7 +419,7 @@ fn is_broken(info: &SnapshotInfo) -> bool {
     matches!(info.state, SnapshotState::Broken { .. })
 }
 
-fn fill(base: &Disk, cells: Cells, is_filled: &dyn Fn(usize) -> bool) {
+fn fill(base: &Row, cells: Cells, is_filled: &dyn Fn(usize) -> bool) {
     for index in (0..cells.count()).filter(|index| is_filled(*index)) {
         let range = cells.range(index);
         let mut bytes = vec![0; range.len() as usize];

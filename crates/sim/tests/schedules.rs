@@ -84,4 +84,5 @@ caught! {
     ahead_breaks_is_caught: AheadBreaks,
     marker_too_early_is_caught: MarkerTooEarly,
     deleted_breaks_is_caught: DeletedBreaks,
+    unit_ignored_is_caught: UnitIgnored,
 }

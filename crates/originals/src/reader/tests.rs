@@ -11,6 +11,7 @@ use tzero_io::{Directory, MappedFile, Storage};
 
 use super::*;
 use crate::cache::OriginalCache;
+use crate::components::Components;
 use crate::map::MapShape;
 use crate::table::{OnFull, Originals, Record};
 
@@ -78,7 +79,7 @@ impl Written {
         table.prepare(SNAPSHOT.slot, &record).unwrap();
         table.set_state(SNAPSHOT.slot, RecordState::Live, 0).unwrap();
         let map = storage.open("map", SHAPE.len()).unwrap();
-        let map = ModifiedMap::create_or_open_shaped(map, GRAIN, [1; 16], SHAPE).unwrap();
+        let map = ModifiedMap::create_or_open_shaped(map, GRAIN, [1; 16], &Components::one(), SHAPE).unwrap();
         let grains = Grains::new(GRAIN, SIZE).unwrap();
         let cache =
             OriginalCache::open(map, vec![], vec![], MemoryDevice::new(512), grains, |_, _, _, _| true).unwrap();
@@ -186,7 +187,7 @@ fn a_word_that_is_being_rewritten_is_no_entry_of_the_batch() {
     let words = Directory::new(written.directory.path()).open("map", 0).unwrap();
     let last = reader.map.entry(9).unwrap();
     let entry = Entry { sequence: Sequence(11), offset: 10 * u64::from(GRAIN), ..last };
-    entry.publish(&words, SHAPE.len() - (SHAPE.first_entries - 10) * 64).unwrap();
+    entry.publish(&words, &Components::one(), SHAPE.len() - (SHAPE.first_entries - 10) * 64).unwrap();
     now(reader.look_everywhere(Sequence(0), Sequence(10)));
     assert_eq!(reader.index.len(), 10);
     now(reader.look_everywhere(Sequence(10), Sequence(11)));

@@ -3,7 +3,7 @@
 use tzero_block::{Action, ByteRange, Zeroes};
 use tzero_originals::{MapShape, OnFull};
 
-use super::{Actor, Boundary, End, FaultOp, Op, OpId, PATIENT_NS, Plan, Shape};
+use super::{Actor, Boundary, End, FaultOp, MOST_COMPONENTS, Op, OpId, PATIENT_NS, Plan, Shape};
 use crate::contents::Cells;
 use crate::disk::{Effect, Latency};
 use crate::executor::{Chaos, Crash, CrashPlan};
@@ -18,7 +18,7 @@ const LEAST_OPS: u64 = 200;
 const MOST_OPS: u64 = 280;
 
 pub(super) fn plan(seed: u64, random: &mut Random) -> Plan {
-    let shape = shape(random);
+    let shape = shape(random, &mut Random::labelled(seed, "rows"));
     let faults = shape.longest_save_ns < PATIENT_NS || random.chance(40);
     let chaos = chaos(random);
     let ends = ends(random);
@@ -30,7 +30,7 @@ pub(super) fn plan(seed: u64, random: &mut Random) -> Plan {
     Plan { seed, run_seed: seed, chaos, actors, ends, power_loss, restart_at_end, shape }
 }
 
-fn shape(random: &mut Random) -> Shape {
+fn shape(random: &mut Random, rows: &mut Random) -> Shape {
     let alignment = *random.pick(&[1, 512]);
     let cell = if alignment == 512 { 512 } else { *random.pick(&[512, 512, 64, 16]) };
     let most = if cell < 512 { MOST_BYTES / 16 } else { MOST_BYTES };
@@ -56,7 +56,8 @@ fn shape(random: &mut Random) -> Shape {
         grain: grain as u32,
         cells: Cells { cell, size },
         alignment,
-        cache_size: slots * grain,
+        components: if rows.chance(40) { row(rows, grain, size, MOST_COMPONENTS) } else { vec![size] },
+        tiers: if rows.chance(40) { row(rows, grain, slots * grain, 2) } else { vec![slots * grain] },
         cache_scarce: scarce,
         filled: *random.pick(&[0, 8, 12, 16, 16, 16]),
         base_latency: latency(random),
@@ -66,6 +67,27 @@ fn shape(random: &mut Random) -> Shape {
         longest_save_ns: if random.chance(20) { random.between(1, 80) * 100_000 } else { PATIENT_NS },
         scan_at_once: 1 << random.below(3),
     }
+}
+
+/// Cuts a size between grains into 2 to `most` lengths, as far as there are grains; pieces of one grain, and all but one grain, often.
+fn row(random: &mut Random, grain: u64, size: u64, most: usize) -> Vec<u64> {
+    let mut lengths = Vec::new();
+    let mut left = size;
+    for _ in 1..random.between(2, most as u64) {
+        let grains = left.div_ceil(grain) - 1;
+        if grains == 0 {
+            break;
+        }
+        let cut = match random.below(4) {
+            0 => 1,
+            1 => grains,
+            _ => random.between(1, grains),
+        };
+        lengths.push(cut * grain);
+        left -= cut * grain;
+    }
+    lengths.push(left);
+    lengths
 }
 
 fn latency(random: &mut Random) -> Latency {
