@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::mover::Destination;
-use crate::{Name, OnFull, Size};
+use crate::{Name, OnFull, Place, Size};
 
 /// Smallest grain in bytes (R7).
 pub const SMALLEST_GRAIN: u64 = 512;
@@ -13,6 +13,8 @@ pub const SMALLEST_GRAIN: u64 = 512;
 pub const LARGEST_GRAIN: u64 = 1 << 20;
 /// The grain of a volume that asked for none, in bytes.
 pub const DEFAULT_GRAIN: u32 = 4096;
+/// Most bases that one volume may have.
+pub const MOST_COMPONENTS: usize = 64;
 /// Most parts of a volume that a scope may name.
 pub const MOST_PARTS: usize = 65_536;
 
@@ -22,20 +24,57 @@ pub const MOST_PARTS: usize = 65_536;
 pub struct AddVolume {
     /// Its name.
     pub name: Name,
-    /// File or block device; an absolute path.
-    pub base: PathBuf,
+    /// Files or block devices (absolute paths), or exports: from 1 to [`MOST_COMPONENTS`], which are the volume in this order (R28).
+    pub bases: Vec<Place>,
+    /// Its size in bytes: a single base that is not there is made so long, and one that is there must be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
     /// Grain in bytes; [`DEFAULT_GRAIN`] where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grain: Option<Size>,
-    /// Directory for originals; the volume's state directory where absent.
+    /// Directory for originals, or an export that holds them; the volume's state directory where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cache_dir: Option<PathBuf>,
+    pub cache_dir: Option<Place>,
     /// Most bytes of originals on disk; what the file system has where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_limit: Option<Size>,
+    /// Most bytes of originals in memory; none where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<Size>,
     /// Read and write the base past the page cache.
     #[serde(default)]
     pub direct: bool,
+    /// What snapshots survive.
+    #[serde(default)]
+    pub durability: Durability,
+}
+
+impl AddVolume {
+    /// Of one base, as everybody wants it who says nothing.
+    pub fn new(name: Name, base: Place) -> Self {
+        Self {
+            name,
+            bases: vec![base],
+            size: None,
+            grain: None,
+            cache_dir: None,
+            cache_limit: None,
+            memory_limit: None,
+            direct: false,
+            durability: Durability::Process,
+        }
+    }
+}
+
+/// What the snapshots of a volume survive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// The death of the daemon.
+    #[default]
+    Process,
+    /// The loss of the machine's power.
+    Power,
 }
 
 /// Asks for a snapshot.
@@ -93,8 +132,11 @@ pub struct Volume {
     pub state: VolumeState,
     /// Why not.
     pub reason: Option<String>,
-    /// File or block device below.
-    pub base: PathBuf,
+    /// File, block device or export below: the first where there are several.
+    pub base: Place,
+    /// All of them, in order.
+    #[serde(default)]
+    pub bases: Vec<Component>,
     /// Size in bytes.
     pub size: u64,
     /// Grain in bytes.
@@ -103,14 +145,23 @@ pub struct Volume {
     pub direct: bool,
     /// Changes whenever the base is replaced.
     pub generation: u64,
-    /// Where originals are kept.
-    pub cache: PathBuf,
+    /// Where originals are kept that are not in memory.
+    pub cache: Place,
     /// Bytes of originals that some snapshot still needs.
     pub cache_used: u64,
     /// Bytes that the cache's file takes on disk.
     pub cache_file: u64,
-    /// Most bytes of originals.
+    /// Most bytes of originals that are not in memory.
     pub cache_limit: Option<u64>,
+    /// Most bytes of originals in memory.
+    #[serde(default)]
+    pub memory_limit: Option<u64>,
+    /// Where originals are kept, in the order in which they fill up; empty where the volume is not served.
+    #[serde(default)]
+    pub tiers: Vec<Tier>,
+    /// What snapshots survive.
+    #[serde(default)]
+    pub durability: Durability,
     /// When the cache is full if originals go on being saved as in the last minute; absent where none are.
     #[serde(default)]
     pub full_in_seconds: Option<u64>,
@@ -123,6 +174,44 @@ pub struct Volume {
     /// What its operator should know although it is served, a sentence each.
     #[serde(default)]
     pub notices: Vec<String>,
+}
+
+/// A stretch of a volume, and what holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    /// Its number, from 0: the `unit` of a snapshot's map.
+    pub unit: u32,
+    /// File, block device or export.
+    pub place: Place,
+    /// Where on the volume it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// One of the places where a volume's originals are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tier {
+    /// What it is.
+    pub kind: TierKind,
+    /// File or export.
+    pub place: Place,
+    /// Bytes of originals in it that some snapshot still needs.
+    pub used: u64,
+    /// Most bytes of originals in it; absent where only the file system's room bounds it.
+    pub limit: Option<u64>,
+}
+
+/// What a tier is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TierKind {
+    /// A file in memory: it outlives the daemon, not the machine's boot.
+    Memory,
+    /// A file on disk.
+    Disk,
+    /// An export of an NBD server.
+    Nbd,
 }
 
 /// When a volume's cache would be full.

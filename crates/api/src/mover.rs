@@ -1,9 +1,17 @@
 //! What a mover and the daemon say to each other.
 //!
 //! A mover connects to the daemon's mover socket and sends one [`Request`] a line (JSON); the daemon answers each
-//! with one [`Reply`] a line. The reply [`Reply::Begun`] carries, as `SCM_RIGHTS` on its first byte, read-only descriptors in the order
-//! of [`Descriptors`]. They are separate opens in the daemon's own I/O modes: never paths, never the locked base
-//! descriptor itself.
+//! with one [`Reply`] a line. The reply [`Reply::Begun`] carries, as `SCM_RIGHTS` on its first byte, read-only descriptors in this order:
+//!
+//! 1. the modified map;
+//! 2. the snapshot table;
+//! 3. of every component ([`Begun::components`]) that is [`Access::Descriptor`], in order, the file or device;
+//! 4. of every tier of the cache ([`Begun::tiers`]) that is [`Access::Descriptor`], in order, the file.
+//!
+//! They are separate opens in the daemon's own I/O modes: never paths, never the locked descriptors themselves.
+//!
+//! Both sides say which version of this protocol they speak ([`PROTOCOL`]), and a side that hears of another ends the session with
+//! a sentence: what would be read could be misunderstood.
 //!
 //! The connection is a lease: when it ends, whatever the mover had pinned is given up. The private snapshot of
 //! a backup stands on, so that the backup can be resumed with the same T0, if the mover had said [`Request::Recorded`]
@@ -16,7 +24,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::OnFull;
+use crate::{OnFull, Place};
+
+/// Version of the protocol. 1, which said no number, had one base and one file of originals.
+pub const PROTOCOL: u32 = 2;
 
 /// Longest line that either side accepts, in bytes: one with a scope of [`MOST_PARTS`](crate::control::MOST_PARTS) fits.
 pub const LONGEST_LINE: usize = 4 << 20;
@@ -41,6 +52,9 @@ pub struct Destination {
 pub enum Request {
     /// Take a private snapshot of `volume` (or use the standing `snapshot`) and hand over what a copy of it needs.
     Begin {
+        /// [`PROTOCOL`] of the mover; one that says nothing speaks version 1.
+        #[serde(default = "unsaid")]
+        protocol: u32,
         /// Name of the volume.
         volume: String,
         /// Name of a standing snapshot of it; a private one is taken where this is absent.
@@ -57,6 +71,9 @@ pub enum Request {
     },
     /// Go on with the snapshot of an interrupted copy.
     Resume {
+        /// [`PROTOCOL`] of the mover; one that says nothing speaks version 1.
+        #[serde(default = "unsaid")]
+        protocol: u32,
         /// Name of the volume.
         volume: String,
         /// Id of the snapshot, as in [`Begun::snapshot_id`].
@@ -85,6 +102,11 @@ pub enum Request {
     Finish,
     /// The copy is given up: a private snapshot is deleted. Answered by [`Reply::Finished`].
     Abandon,
+}
+
+/// The version of whoever says none.
+const fn unsaid() -> u32 {
+    1
 }
 
 /// What the daemon answers.
@@ -135,6 +157,9 @@ pub enum FailureCode {
 /// What a mover needs to know to copy a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begun {
+    /// [`PROTOCOL`] of the daemon; one that says nothing speaks version 1.
+    #[serde(default = "unsaid")]
+    pub protocol: u32,
     /// Volume's name.
     pub volume: String,
     /// Volume's stable id (32 hex digits).
@@ -161,10 +186,12 @@ pub struct Begun {
     pub keep: bool,
     /// The snapshot is private to this copy and goes with it.
     pub private: bool,
-    /// The base is read with direct I/O. The cache never is.
+    /// Components that are files or devices are read with direct I/O. The cache never is.
     pub direct: bool,
-    /// Where the base is, to recognise a destination that is the source. Not to be opened.
-    pub base_path: String,
+    /// What the base is made of, in order.
+    pub components: Vec<Component>,
+    /// What the original cache is made of, in order: an offset in the map counts from the first one's beginning.
+    pub tiers: Vec<Tier>,
     /// What it has released so far. A daemon that does not say leaves that unknown, which is not the same as nothing.
     #[serde(default)]
     pub released: Option<ReleasedPage>,
@@ -193,22 +220,44 @@ impl ReleasedPage {
     }
 }
 
-/// Order of the descriptors that come with [`Reply::Begun`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Descriptors {
-    /// The base.
-    Base = 0,
-    /// The original cache (payloads).
-    Cache = 1,
-    /// The modified map.
-    Map = 2,
-    /// The snapshot table.
-    Snapshots = 3,
+/// A component of the base.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    /// Its length in bytes.
+    pub size: u64,
+    /// How to read it.
+    pub access: Access,
+    /// Where it is, to recognise a destination that is the source. Not to be opened.
+    pub place: Place,
 }
 
-impl Descriptors {
-    /// How many come.
-    pub const COUNT: usize = 4;
+/// A part of the original cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tier {
+    /// How many bytes of the cache it holds; the last one may grow.
+    pub size: u64,
+    /// How to read it.
+    pub access: Access,
+}
+
+/// How a mover reads something.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Through a descriptor that came with [`Reply::Begun`].
+    Descriptor,
+}
+
+/// How many descriptors come before those of components and tiers: the modified map and the snapshot table.
+pub const STATE_DESCRIPTORS: usize = 2;
+
+impl Begun {
+    /// How many descriptors come with it.
+    pub fn descriptors(&self) -> usize {
+        let accesses =
+            self.components.iter().map(|part| &part.access).chain(self.tiers.iter().map(|tier| &tier.access));
+        STATE_DESCRIPTORS + accesses.filter(|access| **access == Access::Descriptor).count()
+    }
 }
 
 #[cfg(test)]
@@ -233,19 +282,29 @@ mod tests {
     fn the_longest_scope_fits_a_line() {
         let scope = vec![(u64::MAX, u64::MAX); crate::control::MOST_PARTS];
         let on_full = Some(OnFull::FailWrites);
-        let begin =
-            Request::Begin { volume: "v".into(), snapshot: None, scope: Some(scope), on_full, destination: None };
+        let begin = Request::Begin {
+            protocol: PROTOCOL,
+            volume: "v".into(),
+            snapshot: None,
+            scope: Some(scope),
+            on_full,
+            destination: None,
+        };
         assert!(serde_json::to_vec(&begin).unwrap().len() < LONGEST_LINE - (64 << 10));
     }
 
     #[test]
     fn what_an_earlier_program_says_is_understood() {
         let begin: Request = serde_json::from_str(r#"{"request":"begin","volume":"v","snapshot":null}"#).unwrap();
-        let plain =
-            Request::Begin { volume: "v".into(), snapshot: None, scope: None, on_full: None, destination: None };
+        let plain = Request::Begin {
+            protocol: 1,
+            volume: "v".into(),
+            snapshot: None,
+            scope: None,
+            on_full: None,
+            destination: None,
+        };
         assert_eq!(begin, plain);
-        // An earlier daemon refuses members that it does not know.
-        assert_eq!(serde_json::to_string(&plain).unwrap(), r#"{"request":"begin","volume":"v","snapshot":null}"#);
         let released: Reply = serde_json::from_str(r#"{"reply":"released"}"#).unwrap();
         assert_eq!(released, Reply::Released { hurry: false });
     }

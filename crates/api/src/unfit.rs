@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::Size;
-use crate::control::{AddVolume, DEFAULT_GRAIN, LARGEST_GRAIN, SMALLEST_GRAIN};
+use crate::control::{AddVolume, DEFAULT_GRAIN, Durability, LARGEST_GRAIN, MOST_COMPONENTS, SMALLEST_GRAIN};
+use crate::{Place, Size};
+
+/// Volumes are made of whole sectors of this many bytes.
+const SECTOR: u64 = 512;
 
 /// Why a request for a volume makes no sense by itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +25,24 @@ pub enum Unfit {
     /// A path whose meaning would depend on where the daemon was started.
     #[error("the path {} is relative: give it from the root", .0.display())]
     Relative(PathBuf),
+    /// Nothing to stand on, or too much.
+    #[error("a volume stands on 1 to {MOST_COMPONENTS} bases, and {0} are named")]
+    Bases(usize),
+    /// One size for several.
+    #[error("a size belongs to a single base, and {0} are named: make them before, or leave the size out")]
+    SizeOfSeveral(usize),
+    /// No device has it.
+    #[error("the size {0} is no multiple of 512 bytes, or is 0: choose one that a disk can have")]
+    Size(Size),
+    /// What this version does not do.
+    #[error("durability `power` is not in this version: leave it out")]
+    Power,
+    /// Neither is the limit.
+    #[error("originals in memory are not in this version: leave the memory limit out")]
+    Memory,
+    /// An export where only files and devices can be.
+    #[error("{0} is an export, which this version does not use here: name a file or a block device")]
+    Export(String),
 }
 
 impl AddVolume {
@@ -37,10 +58,28 @@ impl AddVolume {
         if let Some(limit) = self.cache_limit.filter(|limit| *limit < grain) {
             return Err(Unfit::NoRoom { limit, grain });
         }
-        match std::iter::once(&self.base).chain(&self.cache_dir).find(|path| path.is_relative()) {
-            Some(relative) => Err(Unfit::Relative(relative.clone())),
-            None => Ok(()),
+        if self.bases.is_empty() || self.bases.len() > MOST_COMPONENTS {
+            return Err(Unfit::Bases(self.bases.len()));
         }
+        if let Some(size) = self.size {
+            if self.bases.len() > 1 {
+                return Err(Unfit::SizeOfSeveral(self.bases.len()));
+            }
+            if size.0 == 0 || !size.0.is_multiple_of(SECTOR) {
+                return Err(Unfit::Size(size));
+            }
+        }
+        if self.durability == Durability::Power {
+            return Err(Unfit::Power);
+        }
+        if self.memory_limit.is_some() {
+            return Err(Unfit::Memory);
+        }
+        self.bases.iter().chain(&self.cache_dir).try_for_each(|place| match place {
+            Place::Export(uri) => Err(Unfit::Export(uri.clone())),
+            Place::Path(path) if path.is_relative() => Err(Unfit::Relative(path.clone())),
+            Place::Path(_) => Ok(()),
+        })
     }
 }
 
@@ -51,12 +90,9 @@ mod tests {
     #[test]
     fn what_makes_no_sense_by_itself() {
         let good = AddVolume {
-            name: "v".parse().unwrap(),
-            base: "/base".into(),
-            grain: None,
             cache_dir: Some("/fast".into()),
             cache_limit: Some(Size(4096)),
-            direct: false,
+            ..AddVolume::new("v".parse().unwrap(), "/base".into())
         };
         assert_eq!(good.check(), Ok(()));
         for grain in [0, 256, 3072, 2 << 20] {
@@ -67,7 +103,18 @@ mod tests {
             let bad = AddVolume { grain, cache_limit: Some(Size(limit)), ..good.clone() };
             assert!(matches!(bad.check(), Err(Unfit::NoRoom { .. })), "{limit}");
         }
-        assert_eq!(AddVolume { base: "base".into(), ..good.clone() }.check(), Err(Unfit::Relative("base".into())));
-        assert_eq!(AddVolume { cache_dir: Some("".into()), ..good }.check(), Err(Unfit::Relative("".into())));
+        let based =
+            |bases: &[&str]| AddVolume { bases: bases.iter().map(|base| (*base).into()).collect(), ..good.clone() };
+        assert_eq!(based(&["/a", "base"]).check(), Err(Unfit::Relative("base".into())));
+        assert_eq!(based(&[]).check(), Err(Unfit::Bases(0)));
+        assert_eq!(based(&["/a"; MOST_COMPONENTS + 1]).check(), Err(Unfit::Bases(MOST_COMPONENTS + 1)));
+        assert_eq!(AddVolume { cache_dir: Some("".into()), ..good.clone() }.check(), Err(Unfit::Relative("".into())));
+        let sized = |bases, size| AddVolume { size: Some(Size(size)), ..based(bases) }.check();
+        assert_eq!(sized(&["/a", "/b"], 512), Err(Unfit::SizeOfSeveral(2)));
+        assert_eq!(
+            [0, 100, 513].map(|size| sized(&["/a"], size)),
+            [0, 100, 513].map(|size| Err(Unfit::Size(Size(size))))
+        );
+        assert_eq!(sized(&["/a"], 1 << 20), Ok(()));
     }
 }

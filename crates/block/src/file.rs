@@ -94,6 +94,11 @@ impl FileDevice {
         Self { geometry: Geometry { size, ..self.geometry }, grows: true, ..self }
     }
 
+    /// Its first `size` bytes, a multiple of what direct I/O needs; all of it where it has no more.
+    pub fn cut_to(self, size: u64) -> Self {
+        Self { geometry: Geometry { size: self.geometry.size.min(size), ..self.geometry }, ..self }
+    }
+
     /// The file underneath.
     pub fn file(&self) -> &File {
         self.medium.file()

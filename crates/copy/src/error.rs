@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use tzero_api::mover::FailureCode;
+use tzero_api::mover::{FailureCode, PROTOCOL};
 use tzero_api::quoted;
 use tzero_block::ByteRange;
 use tzero_originals::ReconcileError;
@@ -189,7 +189,9 @@ pub enum DaemonFault {
     Silent,
     /// An answer that does not fit the protocol.
     Protocol,
-    /// The base is shorter than the volume was at T0.
+    /// It speaks this version of the mover protocol.
+    Version(u32),
+    /// A component of the base is shorter than the volume was at T0.
     Cut {
         /// Its size in bytes.
         has: u64,
@@ -215,7 +217,7 @@ impl DaemonFault {
         match self {
             Self::Unreachable(_) | Self::Lost(_) | Self::Silent => true,
             Self::Refused { code, .. } => matches!(code, FailureCode::Busy | FailureCode::Failed),
-            Self::Protocol | Self::Cut { .. } | Self::Files(_) | Self::Originals(_) => false,
+            Self::Protocol | Self::Version(_) | Self::Cut { .. } | Self::Files(_) | Self::Originals(_) => false,
         }
     }
 }
@@ -227,6 +229,10 @@ impl fmt::Display for DaemonFault {
             Self::Lost(source) => write!(f, "the daemon is gone ({source})"),
             Self::Silent => f.write_str("the daemon does not answer"),
             Self::Protocol => f.write_str("the daemon's answer makes no sense; are both of the same version?"),
+            Self::Version(theirs) => write!(
+                f,
+                "it speaks version {theirs} of the mover protocol and this program {PROTOCOL}: use one version of tzero for both"
+            ),
             Self::Cut { has, needs } => write!(
                 f,
                 "its base was cut to {has} bytes and had {needs} at time zero; give it that size again, or restore it from a copy"

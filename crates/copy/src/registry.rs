@@ -6,10 +6,10 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
-use tzero_api::{Name, StatePaths};
+use tzero_api::{Name, Place, StatePaths};
 
 use crate::error::{Error, FileAction, Holding};
 use crate::opening;
@@ -19,12 +19,27 @@ use crate::placement::{Ground, Identity, resolved};
 const LONGEST: u64 = 1 << 20;
 const RECORD: &str = "volume.json";
 
-/// What the record says. Its format is the daemon's.
+/// What the record says. Its format is the daemon's; version 1 has one base and says so.
 #[derive(Deserialize)]
 struct Record {
     id: String,
-    base: PathBuf,
-    cache_dir: Option<PathBuf>,
+    #[serde(default)]
+    base: Option<Place>,
+    #[serde(default)]
+    bases: Vec<Base>,
+    cache_dir: Option<Place>,
+}
+
+#[derive(Deserialize)]
+struct Base {
+    place: Place,
+}
+
+impl Record {
+    /// The files and devices that it stands on.
+    fn bases(&self) -> impl Iterator<Item = &Path> {
+        self.base.iter().chain(self.bases.iter().map(|base| &base.place)).filter_map(Place::path)
+    }
 }
 
 /// Refuses a place that shares bytes with the base or the originals of a registered volume. The one that is being copied is
@@ -38,10 +53,11 @@ pub(crate) fn refuse_registered(path: &Path, ground: &Ground, state: &Path, copi
     };
     for (name, record) in registered(state)? {
         let refused = |holding| Error::Registered { path: path.to_owned(), volume: name.to_string(), holding };
-        if copied != Some(name.as_str()) && is_there(&record.base) {
+        if copied != Some(name.as_str()) && record.bases().any(is_there) {
             return Err(refused(Holding::Base));
         }
-        let originals = record.cache_dir.map(|directory| directory.join(format!("{name}-{}.originals", record.id)));
+        let originals = record.cache_dir.as_ref().and_then(Place::path);
+        let originals = originals.map(|directory| directory.join(format!("{name}-{}.originals", record.id)));
         if originals.is_some_and(|originals| is_there(&originals)) {
             return Err(refused(Holding::Originals));
         }
@@ -73,11 +89,19 @@ fn registered(state: &Path) -> Result<Vec<(Name, Record)>, Error> {
 mod tests {
     use super::*;
 
-    fn register(state: &Path, name: &str, base: &Path, cache_dir: Option<&Path>) {
+    fn register(state: &Path, name: &str, bases: &[&Path], cache_dir: Option<&Path>) {
         let directory = state.join("volumes").join(name);
         fs::create_dir_all(&directory).unwrap();
-        let record =
-            serde_json::json!({ "version": 1, "id": "1a", "name": name, "base": base, "cache_dir": cache_dir });
+        let record = match bases {
+            // As version 1 has it.
+            [base] => {
+                serde_json::json!({ "version": 1, "id": "1a", "name": name, "base": base, "cache_dir": cache_dir })
+            }
+            _ => {
+                let bases: Vec<_> = bases.iter().map(|base| serde_json::json!({ "place": base })).collect();
+                serde_json::json!({ "version": 2, "id": "1a", "name": name, "bases": bases, "cache_dir": cache_dir })
+            }
+        };
         fs::write(directory.join(RECORD), record.to_string()).unwrap();
     }
 
@@ -99,8 +123,11 @@ mod tests {
             }
         };
         assert_eq!(refused("base", None), None, "there is no state yet");
-        register(&state, "v", &path("base"), Some(&path("fast")));
-        register(&state, "gone", &path("missing"), None);
+        fs::write(path("second"), "x").unwrap();
+        register(&state, "v", &[&path("base")], Some(&path("fast")));
+        register(&state, "gone", &[&path("missing")], None);
+        let uri = Path::new("nbd+unix:///x?socket=/s");
+        register(&state, "two", &[&path("first"), &path("second"), uri], Some(uri));
         fs::create_dir(state.join("volumes/damaged")).unwrap();
         fs::write(state.join("volumes/damaged").join(RECORD), "{").unwrap();
         fs::create_dir(state.join("volumes/removed~gone")).unwrap();
@@ -108,6 +135,9 @@ mod tests {
             assert_eq!(refused(name, None), Some(("v".into(), Holding::Base)), "{name}");
         }
         assert_eq!(refused("missing", None), Some(("gone".into(), Holding::Base)));
+        for name in ["first", "second"] {
+            assert_eq!(refused(name, None), Some(("two".into(), Holding::Base)), "{name}");
+        }
         assert_eq!(refused("fast/v-1a.originals", None), Some(("v".into(), Holding::Originals)));
         assert_eq!((refused("new", None), refused("fast/new", None), refused("base", Some("v"))), (None, None, None));
     }

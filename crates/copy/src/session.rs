@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use tzero_api::mover::{Begun, Descriptors, LONGEST_LINE, RANGES_PER_LINE, ReleasedPage, Reply, Request};
+use tzero_api::mover::{Begun, LONGEST_LINE, PROTOCOL, RANGES_PER_LINE, ReleasedPage, Reply, Request};
 use tzero_block::ByteRange;
 use tzero_io::descriptors;
 use tzero_originals::RangeSet;
@@ -47,7 +47,8 @@ impl Session {
         let mut session = Self { stream, pending: Vec::new() };
         session.send(request)?;
         match session.receive()? {
-            (Reply::Begun(mut begun), descriptors) if descriptors.len() == Descriptors::COUNT => {
+            (Reply::Begun(begun), _) if begun.protocol != PROTOCOL => Err(DaemonFault::Version(begun.protocol)),
+            (Reply::Begun(mut begun), descriptors) if descriptors.len() == begun.descriptors() => {
                 let released = begun.released.take().map(|page| session.released(page)).transpose()?;
                 Ok(Opened { session, begun: *begun, descriptors, released })
             }

@@ -12,16 +12,16 @@ use std::future::{Future, ready};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tzero_api::mover::{Begun, Descriptors};
-use tzero_block::{BlockDevice, ByteRange, FileDevice};
+use tzero_api::mover::Begun;
+use tzero_block::{BlockDevice, ByteRange, Concat};
 use tzero_io::{Buffer, MappedFile};
+use tzero_nbd::AnyDevice;
 use tzero_originals::{Epoch, OriginalsReader, SnapshotId, SnapshotRef};
 
 use crate::error::{DaemonFault, SourceFault};
 use crate::released::Released;
 
-/// The cache grows while it is read; nothing in it lies beyond this many bytes.
-const CACHE_REACH: u64 = 1 << 56;
+mod devices;
 
 /// Bytes of a range, or the knowledge that all are zero.
 #[derive(Debug)]
@@ -90,8 +90,8 @@ impl<D: BlockDevice> Source for PlainSource<D> {
 
 /// A snapshot of a served volume: its base, and over it the originals.
 pub(crate) struct SnapshotSource {
-    base: Arc<FileDevice>,
-    originals: OriginalsReader<MappedFile, FileDevice>,
+    base: Arc<Concat<AnyDevice>>,
+    originals: OriginalsReader<MappedFile, Concat<AnyDevice>>,
     snapshot: SnapshotRef,
     size: u64,
     released: Released,
@@ -103,22 +103,16 @@ impl SnapshotSource {
     /// # Errors
     /// When it is not what it should be.
     pub(crate) fn open(begun: &Begun, descriptors: Vec<OwnedFd>, released: Released) -> Result<Self, DaemonFault> {
-        let files: Vec<File> = descriptors.into_iter().map(File::from).collect();
-        let Ok([base, cache, map, snapshots]) = <[File; Descriptors::COUNT]>::try_from(files) else {
-            return Err(DaemonFault::Protocol);
-        };
-        let base = FileDevice::from_file(base, begun.direct).map_err(DaemonFault::Files)?;
-        let cache = FileDevice::from_file(cache, false).map_err(DaemonFault::Files)?.growing_to(CACHE_REACH);
-        let map = MappedFile::from_file(map, false).map_err(DaemonFault::Files)?;
-        let snapshots = MappedFile::from_file(snapshots, false).map_err(DaemonFault::Files)?;
-        let originals = OriginalsReader::open(map, snapshots, cache, begun.size).map_err(DaemonFault::Originals)?;
+        let devices = devices::open(begun, descriptors)?;
+        let originals = OriginalsReader::open(devices.map, devices.table, devices.cache, begun.size)
+            .map_err(DaemonFault::Originals)?;
         let id = SnapshotId::parse(&begun.snapshot_id).ok_or(DaemonFault::Protocol)?;
-        let has = base.geometry().size;
+        let has = devices.base.geometry().size;
         if has < begun.size {
             return Err(DaemonFault::Cut { has, needs: begun.size });
         }
         let snapshot = SnapshotRef { slot: begun.slot, id, epoch: Epoch(begun.epoch) };
-        Ok(Self { base: Arc::new(base), originals, snapshot, size: begun.size, released })
+        Ok(Self { base: Arc::new(devices.base), originals, snapshot, size: begun.size, released })
     }
 
     /// Lays originals over what the base gave.
@@ -144,16 +138,19 @@ impl SnapshotSource {
         Ok((parts, from_originals))
     }
 
-    /// The open base, to tell what it is.
-    pub(crate) fn base_file(&self) -> &File {
-        self.base.file().get()
+    /// The files and devices that the base is made of, to tell what they are.
+    pub(crate) fn base_files(&self) -> impl Iterator<Item = &File> {
+        self.base.components().iter().filter_map(|component| match component {
+            AnyDevice::File(device) => Some(device.file().get()),
+            AnyDevice::Nbd(_) => None,
+        })
     }
 }
 
 impl Source for SnapshotSource {
-    type Base = FileDevice;
+    type Base = Concat<AnyDevice>;
 
-    fn base(&self) -> &Arc<FileDevice> {
+    fn base(&self) -> &Arc<Concat<AnyDevice>> {
         &self.base
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tzero_api::control::AddVolume;
 
-use crate::base::{self, Patience};
+use crate::base::{self, OpenBase, Patience};
 use crate::config::{Config, VolumeConfig};
 use crate::record::{self, RecordError, VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
@@ -102,10 +102,10 @@ impl Volumes {
                     *record = Some(Box::new(declared(off_thread(move || theirs.read()).await?, settings.as_ref())));
                 }
                 let record = record.as_deref().expect("it was read").clone();
-                let (path, direct) = (record.base.clone(), record.direct);
+                let (places, direct) = (record.places(), record.direct);
                 let base = off_thread(move || {
-                    let base = base::open(&path, direct, patience)?;
-                    base::refuse_in_use_through(&path, &base).map(|()| base)
+                    let base = OpenBase::open(&places, direct, patience)?;
+                    base::refuse_in_use_through(&base).map(|()| base)
                 })
                 .await?;
                 let volume = self.open(directory.clone(), record, base, patience).await?;
@@ -156,9 +156,10 @@ fn declared(mut record: VolumeRecord, settings: Option<&VolumeConfig>) -> Volume
             limit => record.cache_limit = limit.map(|limit| limit.0),
         }
         let fixed = [
-            ("base", record.base != settings.base),
+            ("base", record.places() != settings.places()),
             ("grain", settings.grain.is_some_and(|grain| grain.0 != u64::from(record.grain))),
             ("cache_dir", record.cache_dir != settings.cache_dir),
+            ("memory_limit", record.memory_limit != settings.memory_limit.map(|limit| limit.0)),
         ];
         for (what, _) in fixed.into_iter().filter(|(_, differs)| *differs) {
             tracing::warn!(volume = %record.name, "{what} cannot be changed in the configuration and stays as it was");

@@ -6,11 +6,12 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tzero_api::Place;
 use tzero_io::{LockError, system};
 
 use crate::directory::linger;
 use crate::held::Held;
-use crate::identity::BaseIdentity;
+use crate::identity::{BaseIdentity, CleanStop};
 use crate::loops;
 
 /// Bases are made of whole sectors of this many bytes.
@@ -18,11 +19,44 @@ const SECTOR: u64 = 512;
 /// How long requests that a killed daemon left in the kernel may hold the lock at start.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A base, open for reading and writing, and locked.
+/// A base, open for reading and writing, and locked: its components in order.
 #[derive(Debug)]
 pub(crate) struct OpenBase {
+    pub(crate) components: Vec<Component>,
+}
+
+/// A component of a base.
+#[derive(Debug)]
+pub(crate) struct Component {
+    /// As it was given.
+    pub(crate) path: PathBuf,
     pub(crate) file: File,
     pub(crate) identity: BaseIdentity,
+}
+
+impl OpenBase {
+    /// Opens, checks and locks what is at these places. Blocking.
+    pub(crate) fn open(places: &[Place], direct: bool, patience: Patience) -> Result<Self, BaseError> {
+        let component = |place: &Place| match place {
+            Place::Path(path) => open(path, direct, patience),
+            Place::Export(uri) => Err(BaseError::Export(uri.clone())),
+        };
+        Ok(Self { components: places.iter().map(component).collect::<Result<_, _>>()? })
+    }
+
+    /// How long each component is, in bytes.
+    pub(crate) fn lengths(&self) -> Vec<u64> {
+        self.components.iter().map(|component| component.identity.size()).collect()
+    }
+
+    /// What it looks like now. Blocking.
+    pub(crate) fn look(&self) -> Result<CleanStop, BaseError> {
+        let look = |component: &Component| {
+            CleanStop::of_component(&component.file, component.identity.size())
+                .map_err(|source| BaseError::Unopenable { path: component.path.clone(), source })
+        };
+        Ok(CleanStop::of(self.components.iter().map(look).collect::<Result<_, _>>()?))
+    }
 }
 
 /// Why a base cannot be used.
@@ -48,6 +82,8 @@ pub(crate) enum BaseError {
     Unaligned { path: PathBuf, size: u64 },
     #[error("the base {} is locked by another process: stop what serves or restores it", .0.display())]
     Locked(PathBuf),
+    #[error("the base {0} is an export, which this version does not use: use the version that added it")]
+    Export(String),
 }
 
 /// Whether to wait for what a killed daemon's last requests still hold.
@@ -66,8 +102,8 @@ impl Patience {
     }
 }
 
-/// Opens, checks and locks the base at `path`. Blocking.
-pub(crate) fn open(path: &Path, direct: bool, patience: Patience) -> Result<OpenBase, BaseError> {
+/// Opens, checks and locks the component at `path`. Blocking.
+fn open(path: &Path, direct: bool, patience: Patience) -> Result<Component, BaseError> {
     let unopenable = |source| BaseError::Unopenable { path: path.into(), source };
     let held = match Held::take(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BaseError::Missing(path.into())),
@@ -104,7 +140,7 @@ pub(crate) fn open(path: &Path, direct: bool, patience: Patience) -> Result<Open
         LockError::Held => BaseError::Locked(path.into()),
         LockError::Failed(source) => unopenable(source),
     })?;
-    Ok(OpenBase { file, identity })
+    Ok(Component { path: path.into(), file, identity })
 }
 
 fn writable(flags: i32) -> OpenOptions {
@@ -115,11 +151,11 @@ fn writable(flags: i32) -> OpenOptions {
 
 /// Refuses a base whose bytes somebody uses through a loop device: a host and a mounted file system, say, would overwrite each other.
 /// Blocking.
-pub(crate) fn refuse_in_use_through(path: &Path, base: &OpenBase) -> Result<(), BaseError> {
-    match loops::in_use_over(&base.file) {
-        Some(device) => Err(BaseError::InUseThrough { path: path.into(), device }),
+pub(crate) fn refuse_in_use_through(base: &OpenBase) -> Result<(), BaseError> {
+    base.components.iter().try_for_each(|component| match loops::in_use_over(&component.file) {
+        Some(device) => Err(BaseError::InUseThrough { path: component.path.clone(), device }),
         None => Ok(()),
-    }
+    })
 }
 
 /// Locks an open file, waiting for a killed daemon's last requests where told to.

@@ -9,6 +9,9 @@
 //! cache_dir = "/fast/originals"
 //! cache_limit = "20G"
 //! direct = true
+//!
+//! [volume.archive]
+//! bases = ["/dev/sdb", "/dev/sdc"]    # one after the other
 //! ```
 //!
 //! A volume that is declared here and not there yet is added at start. Deliberately absent: removal. What disappears from the file
@@ -19,8 +22,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use tzero_api::control::AddVolume;
-use tzero_api::{Name, Size, Unfit};
+use tzero_api::control::{AddVolume, Durability};
+use tzero_api::{Name, Place, Size, Unfit};
 
 use crate::address::Address;
 use crate::held::read_file;
@@ -42,17 +45,24 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeConfig {
-    /// File or block device, an absolute path.
-    pub base: PathBuf,
+    /// File or block device (an absolute path), or an export: where it stands on one.
+    #[serde(default)]
+    pub base: Option<Place>,
+    /// Several, in order.
+    #[serde(default)]
+    pub bases: Vec<Place>,
     /// Grain in bytes.
     #[serde(default)]
     pub grain: Option<Size>,
-    /// Directory for originals, an absolute path.
+    /// Directory for originals (an absolute path), or an export for them.
     #[serde(default)]
-    pub cache_dir: Option<PathBuf>,
-    /// Most bytes of originals.
+    pub cache_dir: Option<Place>,
+    /// Most bytes of originals on disk.
     #[serde(default)]
     pub cache_limit: Option<Size>,
+    /// Most bytes of originals in memory.
+    #[serde(default)]
+    pub memory_limit: Option<Size>,
     /// Past the page cache.
     #[serde(default)]
     pub direct: bool,
@@ -85,6 +95,14 @@ pub enum ConfigError {
     /// Nobody has written that much.
     #[error("the configuration {} is longer than {LONGEST} bytes: it is hardly a configuration", .0.display())]
     TooLong(PathBuf),
+    /// Two ways to say the same, which may differ.
+    #[error("the configuration {} gives volume {volume} a `base` and `bases`: leave one of them out", .path.display())]
+    TwoBases {
+        /// The file.
+        path: PathBuf,
+        /// The volume.
+        volume: Name,
+    },
     /// A volume that no command could add either.
     #[error("the configuration {} asks for a volume {volume} that cannot be: {source}", .path.display())]
     Unfit {
@@ -122,6 +140,9 @@ impl Config {
             ConfigError::Malformed { path: path.into(), line, message }
         })?;
         for (volume, settings) in &config.volume {
+            if settings.base.is_some() && !settings.bases.is_empty() {
+                return Err(ConfigError::TwoBases { path: path.into(), volume: volume.clone() });
+            }
             settings.request(volume).check().map_err(|source| {
                 let (path, volume) = (path.into(), volume.clone());
                 ConfigError::Unfit { path, volume, source }
@@ -137,15 +158,23 @@ fn line_at(bytes: &[u8], offset: usize) -> usize {
 }
 
 impl VolumeConfig {
+    /// What it stands on, in order.
+    pub fn places(&self) -> Vec<Place> {
+        self.base.iter().chain(&self.bases).cloned().collect()
+    }
+
     /// The request that adds such a volume.
     pub fn request(&self, name: &Name) -> AddVolume {
         AddVolume {
             name: name.clone(),
-            base: self.base.clone(),
+            bases: self.places(),
+            size: None,
             grain: self.grain,
             cache_dir: self.cache_dir.clone(),
             cache_limit: self.cache_limit,
+            memory_limit: self.memory_limit,
             direct: self.direct,
+            durability: Durability::Process,
         }
     }
 }
@@ -172,6 +201,8 @@ mod tests {
         assert_eq!(request.grain, Some(Size(65536)));
         assert_eq!(request.cache_limit, Some(Size(1 << 20)));
         assert!(request.direct && !config.volume["a"].direct);
+        let several = parse("[volume.a]\nbases = ['/a', '/b']").unwrap();
+        assert_eq!(several.volume["a"].places(), ["/a".into(), "/b".into()]);
     }
 
     #[test]
@@ -188,6 +219,10 @@ mod tests {
             ("[volume.a]\nbase = '/a'\ncache_limit = 0", "no room"),
             ("[volume.a]\nbase = '/a'\ngrain = '8K'\ncache_limit = '4K'", "no room"),
             ("[volume.a]\nbase = '/a'\ncache_dir = ''", "relative"),
+            ("[volume.a]\nbase = '/a'\nbases = ['/b']", "a `base` and `bases`"),
+            ("[volume.a]\nbases = []", "0 are named"),
+            ("[volume.a]\ndirect = true", "0 are named"),
+            ("[volume.a]\nbases = ['/a', 'b']", "the path b is relative"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(part), "{error}");

@@ -1,12 +1,16 @@
 //! Volumes and snapshots as the control interface shows them. Everything here blocks: it asks the system.
 
-use tzero_api::control::{self, Basis, VolumeState};
-use tzero_api::sentence;
+use std::path::PathBuf;
+
+use tzero_api::control::{self, Basis, TierKind, VolumeState};
+use tzero_api::{Place, sentence};
 use tzero_engine::{SnapshotInfo, SnapshotState};
 use tzero_io::system;
 
 use crate::backups::Backups;
 use crate::filling::{Rates, full_in};
+use crate::identity::BaseIdentity;
+use crate::record::{BaseRecord, VolumeRecord};
 use crate::refusal::Refusal;
 use crate::volume::{Condition, Serving, Volume, broken};
 use crate::words;
@@ -41,21 +45,26 @@ impl Volume {
             name: self.name.clone(),
             state: VolumeState::Failed,
             reason: None,
-            base: record.map(|record| record.base.clone()).unwrap_or_default(),
-            size: record.and_then(|record| record.identity.as_ref()).map_or(0, |identity| identity.size()),
+            base: record.map_or(Place::Path(PathBuf::new()), |record| record.bases[0].place.clone()),
+            bases: record.map(components).unwrap_or_default(),
+            size: 0,
             grain: record.map_or(0, |record| record.grain),
             direct: record.is_some_and(|record| record.direct),
             generation: record.map_or(0, |record| record.generation),
-            cache: record.map(|record| self.directory.cache(record)).unwrap_or_default(),
+            cache: record.map(|record| self.directory.cache(record)).unwrap_or_default().into(),
             cache_used: 0,
             cache_file: 0,
             cache_limit: record.and_then(|record| record.cache_limit),
+            memory_limit: record.and_then(|record| record.memory_limit),
+            tiers: Vec::new(),
+            durability: record.map(|record| record.durability).unwrap_or_default(),
             full_in_seconds: None,
             declared: record.is_some_and(|record| record.declared),
             connections: self.connections(),
             snapshots: self.snapshots().len() as u64,
             notices: Vec::new(),
         };
+        described.size = described.bases.iter().map(|base| base.size).sum();
         match &self.condition {
             Condition::Failed(reason) => described.reason = Some(reason.to_string()),
             Condition::Serving(serving) => {
@@ -67,6 +76,7 @@ impl Volume {
                 described.size = serving.engine.size();
                 described.cache_used = serving.engine.pressure().used;
                 described.cache_file = serving.cache_file();
+                described.tiers = serving.tiers(record.and_then(|record| record.cache_limit));
                 let forecast = self.forecast().ok().filter(|forecast| forecast.basis == Basis::Saved);
                 described.full_in_seconds = forecast.and_then(|forecast| forecast.full_in_seconds);
                 described.notices.clone_from(&serving.notices);
@@ -116,7 +126,24 @@ impl Volume {
     }
 }
 
+/// What a volume stands on, as far as it was ever opened.
+fn components(record: &VolumeRecord) -> Vec<control::Component> {
+    let mut offset = 0;
+    let component = |(unit, base): (u32, &BaseRecord)| {
+        let size = base.identity.as_ref().map_or(0, BaseIdentity::size);
+        offset += size;
+        control::Component { unit, place: base.place.clone(), offset: offset - size, size }
+    };
+    (0..).zip(&record.bases).map(component).collect()
+}
+
 impl Serving {
+    /// Where originals are kept.
+    fn tiers(&self, limit: Option<u64>) -> Vec<control::Tier> {
+        let used = self.engine.pressure().used;
+        vec![control::Tier { kind: TierKind::Disk, place: self.cache.clone().into(), used, limit }]
+    }
+
     /// Bytes that the cache's file takes on disk.
     fn cache_file(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;

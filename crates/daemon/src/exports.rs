@@ -35,8 +35,9 @@ impl Exports for Offered {
         let mut list = Vec::new();
         for volume in self.0.all() {
             let Condition::Serving(serving) = &volume.condition else { continue };
-            let base = volume.record.as_ref().map(|record| record.base.display().to_string()).unwrap_or_default();
-            list.push(ExportSummary { name: volume.name.to_string(), description: format!("volume on {base}") });
+            let bases = volume.record.iter().flat_map(|record| &record.bases);
+            let bases = bases.map(|base| base.place.to_string()).collect::<Vec<_>>().join(", ");
+            list.push(ExportSummary { name: volume.name.to_string(), description: format!("volume on {bases}") });
             for snapshot in serving.engine.snapshots().iter().filter(|snapshot| is_surfaced(snapshot)) {
                 let name = format!("{}@{}", volume.name, snapshot.name);
                 list.push(ExportSummary { description: format!("snapshot of {}", volume.name), name });

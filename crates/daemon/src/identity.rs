@@ -149,30 +149,18 @@ impl BaseIdentity {
         }
     }
 
-    /// How this base differs from one that was left as `left` and, where it was left in good order, looking like `clean`.
-    pub(crate) fn difference(
-        &self,
-        base: &File,
-        left: &Self,
-        clean: Option<&CleanStop>,
-    ) -> io::Result<Option<Difference>> {
+    /// How this component differs from one that was left as `left`. Whether the whole base looks as it was left in good order is for
+    /// `looks_the_same` to say; `None` where it was not left in good order.
+    pub(crate) fn difference(&self, left: &Self, looks_the_same: Option<bool>) -> Option<Difference> {
         let kinship = self.kinship(left);
-        if kinship == Kinship::Stranger {
-            return Ok(Some(Difference::Stranger));
-        }
-        if self.size() != left.size() {
-            return Ok(Some(Difference::Size));
-        }
-        if kinship == Kinship::Replaced {
-            return Ok(Some(Difference::Identity));
-        }
-        let looks_the_same =
-            clean.map(|clean| Ok::<_, io::Error>(CleanStop::of(base, self.size())? == *clean)).transpose()?;
-        Ok(match (kinship, looks_the_same) {
+        match (kinship, looks_the_same) {
+            (Kinship::Stranger, _) => Some(Difference::Stranger),
+            _ if self.size() != left.size() => Some(Difference::Size),
+            (Kinship::Replaced, _) => Some(Difference::Identity),
             (_, Some(true)) | (Kinship::Same, None) => None,
             (Kinship::Same, Some(false)) => Some(Difference::Contents),
             _ => Some(Difference::Identity),
-        })
+        }
     }
 }
 
@@ -183,8 +171,24 @@ impl Backing {
 }
 
 impl CleanStop {
-    /// Of an open base of `size` bytes whose writes are durable.
-    pub(crate) fn of(base: &File, size: u64) -> io::Result<Self> {
+    /// Of a base whose writes are durable, given what each of its components looks like.
+    pub(crate) fn of(components: Vec<Self>) -> Self {
+        match <[Self; 1]>::try_from(components) {
+            Ok([only]) => only,
+            Err(several) => {
+                // All times and samples in one digest: the place for them is of one size, whatever the number of components.
+                let mut digest = blake3::Hasher::new();
+                for Self { modified_ns, changed_ns, samples } in several {
+                    digest.update(&modified_ns.to_le_bytes()).update(&changed_ns.to_le_bytes());
+                    digest.update(samples.as_bytes());
+                }
+                Self { modified_ns: 0, changed_ns: 0, samples: digest.finalize().to_hex().to_string() }
+            }
+        }
+    }
+
+    /// Of one component, an open file or device of `size` bytes.
+    pub(crate) fn of_component(base: &File, size: u64) -> io::Result<Self> {
         let metadata = base.metadata()?;
         let (modified_ns, changed_ns) = if metadata.file_type().is_block_device() { (0, 0) } else { times(&metadata) };
         Ok(Self { modified_ns, changed_ns, samples: samples(base, size)? })
@@ -229,10 +233,11 @@ mod tests {
         let open = || File::options().read(true).write(true).open(&path).unwrap();
         let base = open();
         let left = BaseIdentity::of(&base).unwrap();
-        let clean = CleanStop::of(&base, left.size()).unwrap();
+        let look = |base: &File| CleanStop::of_component(base, left.size()).unwrap();
+        let clean = look(&base);
         let difference = |clean: Option<&CleanStop>| {
             let base = open();
-            BaseIdentity::of(&base).unwrap().difference(&base, &left, clean).unwrap()
+            BaseIdentity::of(&base).unwrap().difference(&left, clean.map(|clean| look(&base) == *clean))
         };
         assert_eq!(difference(Some(&clean)), None);
 
@@ -240,7 +245,7 @@ mod tests {
         assert_eq!(difference(Some(&clean)), Some(Difference::Contents));
         assert_eq!(difference(None), None);
         // The contents alone tell, without the times.
-        let (before, after) = (&clean.samples, CleanStop::of(&base, left.size()).unwrap().samples);
+        let (before, after) = (&clean.samples, look(&base).samples);
         assert_ne!(*before, after);
 
         base.set_len(2 << 20).unwrap();
@@ -252,27 +257,35 @@ mod tests {
     }
 
     #[test]
+    fn several_components_look_like_one_thing() {
+        let look = |modified_ns, samples: &str| CleanStop { modified_ns, changed_ns: 2, samples: samples.into() };
+        let one = look(1, "a");
+        assert_eq!(CleanStop::of(vec![one.clone()]), one, "as it always was");
+        let two = CleanStop::of(vec![one.clone(), look(1, "b")]);
+        assert!(serde_json::to_vec(&two).unwrap().len() < 512);
+        assert_eq!(two, CleanStop::of(vec![one.clone(), look(1, "b")]));
+        for other in [vec![look(1, "b"), one.clone()], vec![one.clone(), look(3, "b")], vec![one.clone(), look(1, "c")]]
+        {
+            assert_ne!(two, CleanStop::of(other));
+        }
+    }
+
+    #[test]
     fn a_device_is_known_by_its_name_and_else_by_its_contents() {
-        let scratch = tempfile::tempdir().unwrap();
-        let path = scratch.path().join("stand-in");
-        fs::write(&path, vec![7; 1 << 20]).unwrap();
-        let file = File::open(&path).unwrap();
         let device = |number, name: Option<&str>| BaseIdentity::Device {
             number,
             size: 1 << 20,
             name: name.map(str::to_owned),
             backing: None,
         };
-        let clean = CleanStop::of(&file, 1 << 20).unwrap();
-        let other = CleanStop { samples: "other".into(), ..clean.clone() };
-        let difference = |now: BaseIdentity, left: BaseIdentity, clean| now.difference(&file, &left, clean).unwrap();
+        let difference = |now: BaseIdentity, left: BaseIdentity, looks| now.difference(&left, looks);
         let (a, b) = (Some("wwid-a"), Some("wwid-b"));
         assert_eq!(difference(device(2, a), device(1, a), None), None, "renumbered");
-        assert_eq!(difference(device(1, a), device(1, b), Some(&clean)), Some(Difference::Stranger));
-        assert_eq!(difference(device(2, None), device(1, None), Some(&clean)), None, "nameless, and looks the same");
-        assert_eq!(difference(device(2, None), device(1, None), Some(&other)), Some(Difference::Identity));
+        assert_eq!(difference(device(1, a), device(1, b), Some(true)), Some(Difference::Stranger));
+        assert_eq!(difference(device(2, None), device(1, None), Some(true)), None, "nameless, and looks the same");
+        assert_eq!(difference(device(2, None), device(1, None), Some(false)), Some(Difference::Identity));
         assert_eq!(difference(device(2, None), device(1, None), None), Some(Difference::Identity));
-        assert_eq!(difference(device(1, None), device(1, a), Some(&other)), Some(Difference::Contents));
+        assert_eq!(difference(device(1, None), device(1, a), Some(false)), Some(Difference::Contents));
         let old: BaseIdentity = serde_json::from_str(r#"{"kind":"device","number":1,"size":1048576}"#).unwrap();
         assert_eq!(old, device(1, None));
         let old: BaseIdentity = serde_json::from_str(r#"{"kind":"file","device":1,"inode":2,"size":3}"#).unwrap();

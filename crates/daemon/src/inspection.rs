@@ -6,7 +6,7 @@
 //! | file | is right when |
 //! |---|---|
 //! | snapshot table | it is there, whole, of this version and this volume |
-//! | modified map | the same, and of this grain |
+//! | modified map | the same, and of this grain and these components |
 //! | original cache | it is the file that was made for this volume, or holds its originals; it reaches to the end of each; those that are sampled fit their checksums |
 //!
 //! After a loss of power no originals are compared: the snapshots are broken anyhow.
@@ -18,7 +18,7 @@ use std::path::Path;
 
 use tzero_engine::{MAP_NAME, TABLE_NAME};
 use tzero_io::MappedFile;
-use tzero_originals::{Entry, MapError, ModifiedMap, Payload, RecordState, SnapshotTable, TableError};
+use tzero_originals::{Components, Entry, MapError, ModifiedMap, Payload, RecordState, SnapshotTable, TableError};
 
 use crate::held::open_file;
 
@@ -61,6 +61,7 @@ pub(crate) struct Inspected<'a> {
     pub(crate) engine: &'a Path,
     pub(crate) volume: [u8; 16],
     pub(crate) grain: u32,
+    pub(crate) components: &'a Components,
     pub(crate) boot: [u8; 16],
     /// The cache's file, where there is one.
     pub(crate) cache: Option<&'a File>,
@@ -94,7 +95,9 @@ impl Inspected<'_> {
         let mut stored = Vec::new();
         match open(&self.engine.join(MAP_NAME))? {
             Err(wrong) => findings.map = Some(wrong),
-            Ok(mapped) => match ModifiedMap::create_or_open(mapped, self.grain, self.volume) {
+            Ok(mapped) => match ModifiedMap::open(mapped)
+                .and_then(|map| map.check(self.grain, self.volume, self.components).map(|()| map))
+            {
                 Err(error) => {
                     findings.map =
                         Some(if matches!(error, MapError::Foreign) { Wrong::Foreign } else { Wrong::Damaged });

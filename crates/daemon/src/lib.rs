@@ -47,6 +47,8 @@ mod volume;
 mod volumes;
 mod words;
 
+const _: () = assert!(tzero_api::control::MOST_COMPONENTS == tzero_originals::Components::MOST);
+
 pub use address::{Address, AddressError};
 pub use config::{Config, ConfigError, VolumeConfig};
 pub use daemon::{ServeError, ServeOptions, serve};

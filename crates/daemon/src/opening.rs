@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tzero_api::sentence;
-use tzero_block::FileDevice;
+use tzero_api::{Name, Place, sentence};
+use tzero_block::{Concat, FileDevice};
 use tzero_engine::{OpenError, VolumeOptions};
 use tzero_io::Directory;
-use tzero_originals::{MapError, MapShape, SnapshotId, TableError};
+use tzero_nbd::AnyDevice;
+use tzero_originals::{Components, MapError, MapShape, SnapshotId, TableError};
 
 use crate::base::{self, OpenBase, Patience};
 use crate::cache_device::CacheDevice;
@@ -41,26 +42,37 @@ pub(crate) struct Compared {
     pub(crate) is_other: bool,
 }
 
-/// Compares an open base with the one that was left.
+/// Compares an open base with the one that was left. Blocking.
 ///
 /// Another file of the same size has been put there by somebody who means the host to have it, so it is served, and costs the snapshots.
 /// What is certainly another disk, or has another size, nobody can have meant, and a host that writes to it is harmed.
 pub(crate) fn compare(record: &VolumeRecord, clean: Option<&CleanStop>, base: &OpenBase) -> Result<Compared, Refusal> {
-    let Some(left) = &record.identity else { return Ok(Compared::default()) };
-    let unreadable = |source| base::BaseError::Unopenable { path: record.base.clone(), source };
-    let Some(difference) = base.identity.difference(&base.file, left, clean).map_err(unreadable)? else {
+    if record.is_new() {
         return Ok(Compared::default());
-    };
-    let (volume, path) = (record.name.clone(), record.base.clone());
-    match difference {
-        Difference::Stranger => return Err(Refusal::BaseIsAnother { volume, path }),
-        Difference::Size => {
-            return Err(Refusal::BaseResized { volume, path, size: base.identity.size(), left: left.size() });
-        }
-        Difference::Identity | Difference::Contents => {}
     }
-    tracing::warn!(%volume, "the base was changed while the daemon was down ({difference:?}): snapshots are broken");
-    Ok(Compared { changed: true, is_other: difference == Difference::Identity })
+    let pairs = || {
+        let left = record.bases.iter().filter_map(|base| base.identity.as_ref());
+        base.components.iter().zip(left)
+    };
+    for (component, left) in pairs() {
+        let (volume, path, size) = (record.name.clone(), component.path.clone(), component.identity.size());
+        match component.identity.difference(left, None) {
+            Some(Difference::Stranger) => return Err(Refusal::BaseIsAnother { volume, path }),
+            Some(Difference::Size) => return Err(Refusal::BaseResized { volume, path, size, left: left.size() }),
+            _ => {}
+        }
+    }
+    let looks_the_same = clean.map(|clean| Ok::<_, base::BaseError>(base.look()? == *clean)).transpose()?;
+    let differences: Vec<Difference> =
+        pairs().filter_map(|(component, left)| component.identity.difference(left, looks_the_same)).collect();
+    if differences.is_empty() {
+        return Ok(Compared::default());
+    }
+    tracing::warn!(
+        volume = %record.name,
+        "the base was changed while the daemon was down ({differences:?}): snapshots are broken"
+    );
+    Ok(Compared { changed: true, is_other: differences.contains(&Difference::Identity) })
 }
 
 /// Makes a volume's state ready for its engine.
@@ -68,13 +80,16 @@ pub(crate) async fn make_ready(
     opening: &Opening,
     directory: &VolumeDirectory,
     record: &VolumeRecord,
+    components: &Components,
     patience: Patience,
 ) -> Result<Ready, Refusal> {
-    let (directory, record, boot) = (directory.clone(), record.clone(), opening.boot_id);
+    let (directory, record, boot, components) =
+        (directory.clone(), record.clone(), opening.boot_id, components.clone());
     let (volume, path) = (record.name.clone(), directory.cache(&record));
     let made = off_thread(move || {
         let id = id_bytes(&record.id);
-        readiness::Volume { directory: &directory, record: &record, id, boot, patience }.make_ready()
+        let components = &components;
+        readiness::Volume { directory: &directory, record: &record, id, components, boot, patience }.make_ready()
     });
     made.await.map_err(|error| match error {
         NotReady::Cache(CacheFault::Locked) => Refusal::CacheLocked { volume, path },
@@ -85,7 +100,7 @@ pub(crate) async fn make_ready(
 
 /// What a volume was opened with.
 pub(crate) struct Found {
-    pub(crate) base: BaseIdentity,
+    pub(crate) bases: Vec<BaseIdentity>,
     /// None where the cache is not the volume's own.
     pub(crate) cache: Option<FileIdentity>,
     /// The base is another than the one that was left.
@@ -102,10 +117,15 @@ pub(crate) fn put_on_record(
     has_room: bool,
 ) -> Result<(VolumeRecord, Vec<String>), Refusal> {
     let mut notices = Vec::new();
-    let is_new = record.identity.is_none();
+    let is_new = record.is_new();
     let cache = found.cache.or_else(|| record.cache.clone());
-    if record.identity.as_ref() != Some(&found.base) || record.cache != cache {
-        (record.identity, record.cache) = (Some(found.base), cache);
+    let known = record.bases.iter().map(|base| base.identity.as_ref());
+    if record.is_old() || record.cache != cache || !known.eq(found.bases.iter().map(Some)) {
+        record = record.of_today();
+        record.cache = cache;
+        for (base, identity) in record.bases.iter_mut().zip(found.bases) {
+            base.identity = Some(identity);
+        }
         record.generation += u64::from(found.is_other);
         match directory.write(&record) {
             // The next start finds the same differences again, which costs snapshots at most.
@@ -127,7 +147,7 @@ pub(crate) fn put_on_record(
     if let Err(error) = directory.record_clean_stop(None) {
         tracing::warn!(volume = %record.name, "the last clean stop stays on record: {error}");
     }
-    if let Some(place) = record.cache_dir.as_ref().filter(|_| has_room) {
+    if let Some(place) = record.cache_dir.as_ref().and_then(Place::path).filter(|_| has_room) {
         notices.extend(place_notice("cache directory", place).inspect(|notice| tracing::info!("{notice}")));
     }
     if let Err(error) = directory.copy_snapshots() {
@@ -147,9 +167,8 @@ pub(crate) async fn open_engine(
     base_changed: bool,
 ) -> Result<Arc<Engine>, Refusal> {
     let volume = || record.name.clone();
-    let unopenable = |source| base::BaseError::Unopenable { path: record.base.clone(), source };
-    let device =
-        base.file.try_clone().and_then(|file| FileDevice::from_file(file, record.direct)).map_err(unopenable)?;
+    let device = device_of(base, record.direct)?;
+    let components = components_of(base, &record.name, record.grain)?;
     let path: PathBuf = directory.cache(record);
     let no_cache = |source| Refusal::Cache { volume: volume(), path: path.clone(), source };
     let limit = match ready.no_room {
@@ -161,6 +180,7 @@ pub(crate) async fn open_engine(
         name: record.name.to_string(),
         id: id_bytes(&record.id),
         grain: record.grain,
+        components,
         boot_id: opening.boot_id,
         base_changed,
         map_shape: MapShape::DEFAULT,
@@ -181,22 +201,42 @@ pub(crate) async fn open_engine(
     Ok(engine)
 }
 
+/// Where the components of a base begin.
+pub(crate) fn components_of(base: &OpenBase, volume: &Name, grain: u32) -> Result<Components, Refusal> {
+    let refused = |source| Refusal::Components { volume: volume.clone(), grain, source };
+    Components::new(&base.lengths(), grain).map_err(refused)
+}
+
+/// The components of a base in a row.
+fn device_of(base: &OpenBase, direct: bool) -> Result<Concat<AnyDevice>, Refusal> {
+    let device = |component: &base::Component| {
+        let opened = component.file.try_clone().and_then(|file| FileDevice::from_file(file, direct));
+        opened
+            .map(AnyDevice::from)
+            .map_err(|source| base::BaseError::Unopenable { path: component.path.clone(), source })
+    };
+    let devices = base.components.iter().map(device).collect::<Result<_, _>>()?;
+    Concat::new(devices).map_err(|_| Refusal::Uneven(base.components.iter().map(|part| part.path.clone()).collect()))
+}
+
 /// Sets aside all state that the engine has refused, where another attempt would find the same; gives a notice. Else gives the refusal
 /// back.
 pub(crate) async fn begin_anew(
     opening: &Opening,
     directory: &VolumeDirectory,
     record: &VolumeRecord,
+    components: &Components,
     refusal: Refusal,
 ) -> Result<String, Refusal> {
     let Refusal::Open { volume, source } = refusal else { return Err(refusal) };
     if !is_damage(&source) {
         return Err(Refusal::Open { volume, source });
     }
-    let (directory, record, boot) = (directory.clone(), record.clone(), opening.boot_id);
+    let (directory, record, boot, components) =
+        (directory.clone(), record.clone(), opening.boot_id, components.clone());
     let begun = off_thread(move || {
-        let (id, patience) = (id_bytes(&record.id), Patience::None);
-        readiness::Volume { directory: &directory, record: &record, id, boot, patience }.begin_anew(&source)
+        let (id, components, patience) = (id_bytes(&record.id), &components, Patience::None);
+        readiness::Volume { directory: &directory, record: &record, id, components, boot, patience }.begin_anew(&source)
     });
     begun.await.map_err(|source| Refusal::Open { volume, source: OpenError::State(source) })
 }

@@ -4,9 +4,10 @@ use std::future::{Future, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tzero_block::FileDevice;
+use tzero_block::Concat;
 use tzero_engine::{Platform, Point};
 use tzero_io::{Directory, system};
+use tzero_nbd::AnyDevice;
 
 use crate::cache_device::CacheDevice;
 
@@ -58,7 +59,7 @@ pub(crate) struct Production {
 }
 
 impl Platform for Production {
-    type Base = FileDevice;
+    type Base = Concat<AnyDevice>;
     type Cache = CacheDevice;
     type Storage = Directory;
 

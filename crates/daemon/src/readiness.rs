@@ -21,7 +21,7 @@ use std::path::Path;
 
 use tzero_engine::{MAP_NAME, TABLE_NAME};
 use tzero_io::{Directory, Mapping, Storage};
-use tzero_originals::{BrokenReason, RecordState, SnapshotTable};
+use tzero_originals::{BrokenReason, Components, RecordState, SnapshotTable};
 
 use crate::base::Patience;
 use crate::cache_file::{self, CacheFault};
@@ -73,6 +73,7 @@ pub(crate) struct Volume<'a> {
     pub(crate) directory: &'a VolumeDirectory,
     pub(crate) record: &'a VolumeRecord,
     pub(crate) id: [u8; 16],
+    pub(crate) components: &'a Components,
     pub(crate) boot: [u8; 16],
     pub(crate) patience: Patience,
 }
@@ -84,7 +85,7 @@ impl Volume<'_> {
     /// For what may be otherwise at the next attempt.
     pub(crate) fn make_ready(&self) -> Result<Ready, NotReady> {
         let path = self.directory.cache(self.record);
-        if self.record.identity.is_none() {
+        if self.record.is_new() {
             // It was never served. A file that is there is what an earlier attempt has made, or not ours.
             let cache = match cache_file::open(&path, self.patience)? {
                 Some(file) if file.metadata()?.len() == 0 => file,
@@ -146,7 +147,8 @@ impl Volume<'_> {
         let known = self.record.cache.as_ref();
         let is_other_cache = identity.zip(known).is_some_and(|(found, known)| !found.is_same(known));
         let engine = self.directory.engine();
-        Inspected { engine: &engine, volume: self.id, grain: self.record.grain, boot: self.boot, cache, is_other_cache }
+        let (grain, components) = (self.record.grain, self.components);
+        Inspected { engine: &engine, volume: self.id, grain, components, boot: self.boot, cache, is_other_cache }
             .inspect()
     }
 

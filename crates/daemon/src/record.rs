@@ -1,5 +1,7 @@
 //! What is remembered of a volume: `volumes/NAME/volume.json`.
 //!
+//! Version 2. Version 1, whose volumes have one base, is read and is written as 2 when the volume is opened.
+//!
 //! Written beside, made durable and renamed, so that it is there in full, old or new. A directory whose name holds a `~` (which no
 //! volume's name does) is one that was being removed; it is swept at start.
 
@@ -9,7 +11,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tzero_api::{Name, StatePaths};
+use tzero_api::control::Durability;
+use tzero_api::{Name, Place, StatePaths};
 use tzero_engine::TABLE_NAME;
 
 use crate::cache_file::sync_parent;
@@ -19,8 +22,8 @@ use crate::identity::{BaseIdentity, CleanStop};
 use crate::salvage::copy_of;
 use crate::set_aside::aside_of;
 
-/// Version of the file that this program writes, and the only one it reads.
-const VERSION: u32 = 1;
+/// Version of the file that this program writes.
+const VERSION: u32 = 2;
 const FILE: &str = "volume.json";
 /// Longest file of a volume's directory that is read whole, in bytes.
 const LONGEST: u64 = 16 << 20;
@@ -47,19 +50,107 @@ pub(crate) struct VolumeRecord {
     /// Stable id, 32 hexadecimal digits.
     pub(crate) id: String,
     pub(crate) name: Name,
-    pub(crate) base: PathBuf,
+    /// What it stands on, in order.
+    pub(crate) bases: Vec<BaseRecord>,
     pub(crate) grain: u32,
     pub(crate) direct: bool,
-    pub(crate) cache_dir: Option<PathBuf>,
+    pub(crate) cache_dir: Option<Place>,
     pub(crate) cache_limit: Option<u64>,
+    pub(crate) memory_limit: Option<u64>,
+    pub(crate) durability: Durability,
     /// From the configuration file.
     pub(crate) declared: bool,
     pub(crate) generation: u64,
-    /// Absent until the volume has been opened for the first time.
-    pub(crate) identity: Option<BaseIdentity>,
     /// The file that was made for its originals; absent until then.
     #[serde(default)]
     pub(crate) cache: Option<FileIdentity>,
+}
+
+/// A component of a volume's base as it is remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BaseRecord {
+    pub(crate) place: Place,
+    /// Absent until the volume has been opened for the first time.
+    pub(crate) identity: Option<BaseIdentity>,
+}
+
+impl VolumeRecord {
+    /// Where what it stands on is, in order.
+    pub(crate) fn places(&self) -> Vec<Place> {
+        self.bases.iter().map(|base| base.place.clone()).collect()
+    }
+
+    /// Whether it was never served.
+    pub(crate) fn is_new(&self) -> bool {
+        self.bases.iter().any(|base| base.identity.is_none())
+    }
+
+    /// Whether an earlier version of this program has written it.
+    pub(crate) fn is_old(&self) -> bool {
+        self.version != VERSION
+    }
+
+    /// The record with this program's version.
+    pub(crate) fn of_today(self) -> Self {
+        Self { version: VERSION, ..self }
+    }
+}
+
+/// Version 1.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecordOne {
+    version: u32,
+    id: String,
+    name: Name,
+    base: PathBuf,
+    grain: u32,
+    direct: bool,
+    cache_dir: Option<PathBuf>,
+    cache_limit: Option<u64>,
+    declared: bool,
+    generation: u64,
+    identity: Option<BaseIdentity>,
+    #[serde(default)]
+    cache: Option<FileIdentity>,
+}
+
+impl From<RecordOne> for VolumeRecord {
+    fn from(one: RecordOne) -> Self {
+        Self {
+            version: one.version,
+            id: one.id,
+            name: one.name,
+            // A name that looks like a URI was a path then.
+            bases: vec![BaseRecord { place: Place::Path(one.base), identity: one.identity }],
+            grain: one.grain,
+            direct: one.direct,
+            cache_dir: one.cache_dir.map(Place::Path),
+            cache_limit: one.cache_limit,
+            memory_limit: None,
+            durability: Durability::Process,
+            declared: one.declared,
+            generation: one.generation,
+            cache: one.cache,
+        }
+    }
+}
+
+/// The record that a file holds, of whatever version.
+fn parse(path: &Path, bytes: &[u8]) -> Result<VolumeRecord, RecordError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let malformed = |source| RecordError::Malformed { path: path.into(), source };
+    match serde_json::from_slice(bytes).map_err(malformed)? {
+        Versioned { version: 1 } => {
+            serde_json::from_slice::<RecordOne>(bytes).map(VolumeRecord::from).map_err(malformed)
+        }
+        Versioned { version: VERSION } => serde_json::from_slice(bytes).map_err(malformed),
+        Versioned { version } => Err(RecordError::Version { path: path.into(), version }),
+    }
 }
 
 /// Why a record cannot be had.
@@ -69,7 +160,7 @@ pub(crate) enum RecordError {
     Io { path: PathBuf, source: io::Error },
     #[error("{} is damaged: {source}; restore the file, or forget the volume with `tzero volume remove`", .path.display())]
     Malformed { path: PathBuf, source: serde_json::Error },
-    #[error("{} has format {version} and this program reads {VERSION}: use the version that wrote it", .path.display())]
+    #[error("{} has format {version} and this program reads 1 to {VERSION}: use the version that wrote it", .path.display())]
     Version { path: PathBuf, version: u32 },
     #[error("{} speaks of volume {found}: the directory was renamed or copied; undo that", .path.display())]
     Name { path: PathBuf, found: Name },
@@ -103,7 +194,7 @@ impl VolumeDirectory {
 
     /// Where the original cache is.
     pub(crate) fn cache(&self, record: &VolumeRecord) -> PathBuf {
-        match &record.cache_dir {
+        match record.cache_dir.as_ref().and_then(Place::path) {
             Some(directory) => directory.join(format!("{}-{}.originals", record.name, record.id)),
             None => self.path.join(CACHE),
         }
@@ -147,18 +238,9 @@ impl VolumeDirectory {
     }
 
     pub(crate) fn read(&self) -> Result<VolumeRecord, RecordError> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            version: u32,
-        }
         let path = self.path.join(FILE);
         let bytes = read_file(&path, LONGEST).map_err(failed(&path))?;
-        let malformed = |source| RecordError::Malformed { path: path.clone(), source };
-        let Versioned { version } = serde_json::from_slice(&bytes).map_err(malformed)?;
-        if version != VERSION {
-            return Err(RecordError::Version { path, version });
-        }
-        let record: VolumeRecord = serde_json::from_slice(&bytes).map_err(malformed)?;
+        let record = parse(&path, &bytes)?;
         if self.path.file_name() != Some(record.name.as_str().as_ref()) {
             return Err(RecordError::Name { path, found: record.name });
         }
@@ -233,14 +315,15 @@ pub(crate) fn new_record(id: String, request: &tzero_api::control::AddVolume, de
         version: VERSION,
         id,
         name: request.name.clone(),
-        base: request.base.clone(),
+        bases: request.bases.iter().map(|place| BaseRecord { place: place.clone(), identity: None }).collect(),
         grain: request.grain.map_or(tzero_api::control::DEFAULT_GRAIN, |grain| grain.0 as u32),
         direct: request.direct,
         cache_dir: request.cache_dir.clone(),
         cache_limit: request.cache_limit.map(|limit| limit.0),
+        memory_limit: request.memory_limit.map(|limit| limit.0),
+        durability: request.durability,
         declared,
         generation: 1,
-        identity: None,
         cache: None,
     }
 }
@@ -253,8 +336,8 @@ pub(crate) fn remembered(state: &StatePaths) -> Result<Vec<Name>, RecordError> {
         let path = entry.map_err(failed(&root))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         if name.ends_with(GONE) {
-            let record =
-                read_file(&path.join(FILE), LONGEST).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let file = path.join(FILE);
+            let record = read_file(&file, LONGEST).ok().and_then(|bytes| parse(&file, &bytes).ok());
             discard(&path, record.as_ref()).map_err(failed(&path))?;
         } else if let Ok(name) = name.parse() {
             names.push(name);
@@ -275,12 +358,11 @@ mod tests {
 
     fn record(name: &str, cache_dir: Option<PathBuf>) -> VolumeRecord {
         let request = AddVolume {
-            name: name.parse().unwrap(),
-            base: "/dev/null".into(),
             grain: Some(Size(512)),
-            cache_dir,
+            cache_dir: cache_dir.map(Place::Path),
             cache_limit: Some(Size(1 << 20)),
             direct: true,
+            ..AddVolume::new(name.parse().unwrap(), "/dev/null".into())
         };
         new_record("0123456789abcdef0123456789abcdef".into(), &request, false)
     }
@@ -305,6 +387,43 @@ mod tests {
         directory.remove(Some(&written)).unwrap();
         assert_eq!(remembered(&state).unwrap(), []);
         assert_eq!(fs::read_dir(fast).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_record_of_version_one_is_read_and_becomes_one_of_today() {
+        const ONE: &str = r#"{
+  "version": 1,
+  "id": "0123456789abcdef0123456789abcdef",
+  "name": "v",
+  "base": "/dev/vg0/database",
+  "grain": 4096,
+  "direct": true,
+  "cache_dir": "/fast/originals",
+  "cache_limit": 1048576,
+  "declared": false,
+  "generation": 3,
+  "identity": { "kind": "device", "number": 64768, "size": 8192, "name": "LVM-x" },
+  "cache": { "device": 5, "inode": 7, "born_ns": 9 }
+}
+"#;
+        let scratch = tempfile::tempdir().unwrap();
+        let state = StatePaths::new(scratch.path());
+        let directory = VolumeDirectory::new(&state, &"v".parse().unwrap());
+        directory.create(&record("v", None)).unwrap();
+        fs::write(directory.path.join(FILE), ONE).unwrap();
+        let read = directory.read().unwrap();
+        assert!(read.is_old() && !read.is_new());
+        assert_eq!(read.places(), ["/dev/vg0/database".into()]);
+        assert_eq!(read.bases[0].identity.as_ref().unwrap().size(), 8192);
+        assert_eq!((read.generation, read.memory_limit, read.durability), (3, None, Durability::Process));
+        assert_eq!(read.cache.as_ref().unwrap().inode, 7);
+        let today = read.clone().of_today();
+        directory.write(&today).unwrap();
+        assert_eq!(directory.read().unwrap(), today);
+        assert!(!today.is_old() && VolumeRecord { version: 1, ..today } == read);
+        // What another program has added to it says something that this one would lose.
+        fs::write(directory.path.join(FILE), ONE.replace("\"declared\"", "\"more\": 1, \"declared\"")).unwrap();
+        assert!(matches!(directory.read(), Err(RecordError::Malformed { .. })));
     }
 
     #[test]
@@ -334,7 +453,7 @@ mod tests {
 
         let base = scratch.path().join("base");
         fs::write(&base, [1; 4096]).unwrap();
-        let stop = CleanStop::of(&File::open(&base).unwrap(), 4096).unwrap();
+        let stop = CleanStop::of_component(&File::open(&base).unwrap(), 4096).unwrap();
         directory.record_clean_stop(Some(&stop)).unwrap();
         assert_eq!((directory.clean_stop().as_ref(), len()), (Some(&stop), CLEAN_STOP_LEN as u64));
         directory.record_clean_stop(None).unwrap();
@@ -353,7 +472,7 @@ mod tests {
         written.version = 9;
         directory.write(&written).unwrap();
         assert!(matches!(directory.read(), Err(RecordError::Version { version: 9, .. })));
-        fs::write(directory.path.join(FILE), "{\"version\":1,").unwrap();
+        fs::write(directory.path.join(FILE), "{\"version\":2,").unwrap();
         assert!(matches!(directory.read(), Err(RecordError::Malformed { .. })));
         directory.write(&record("w", None)).unwrap();
         assert!(matches!(directory.read(), Err(RecordError::Name { .. })));

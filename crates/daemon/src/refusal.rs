@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use tzero_api::{Code, Failure, Name, SnapshotPath, Unfit, sentence};
 use tzero_engine::SnapshotError;
+use tzero_originals::ComponentsError;
 
 use crate::base::BaseError;
 use crate::record::RecordError;
@@ -28,6 +29,20 @@ pub(crate) enum Refusal {
     Scope(#[from] ScopeError),
     #[error("{} is the base of volume {volume} already: a base holds one volume", .base.display())]
     BaseTaken { base: PathBuf, volume: Name },
+    #[error("{} is named twice as a base: each holds its own part of the volume", .0.display())]
+    BaseTwice(PathBuf),
+    #[error("{} and {} hold the same bytes, and each base holds its own part of the volume", .base.display(), .other.display())]
+    BasesOverlap { base: PathBuf, other: PathBuf },
+    #[error("the base {} is {found} bytes long and the size asked for is {asked}: leave the size out, or name another base", .base.display())]
+    BaseHasSize { base: PathBuf, found: u64, asked: u64 },
+    #[error("the base {} of {size} bytes cannot be made: {source}", .base.display())]
+    BaseNotMade { base: PathBuf, size: u64, source: std::io::Error },
+    #[error(
+        "the bases of volume {volume} cannot be one after the other with a grain of {grain}: {source}; all but the last are whole grains long"
+    )]
+    Components { volume: Name, grain: u32, source: ComponentsError },
+    #[error("the bases {0:?} cannot be one after the other: direct I/O needs all but the last to be whole blocks long")]
+    Uneven(Vec<PathBuf>),
     #[error("{} and the base {} of volume {volume} hold the same bytes: a base holds one volume", .base.display(), .other.display())]
     BaseOverlaps { base: PathBuf, other: PathBuf, volume: Name },
     #[error("{} is among the daemon's own records in {}: choose a base elsewhere", .base.display(), .state.display())]
@@ -98,6 +113,9 @@ impl Refusal {
             }
             Self::Reserved(_)
             | Self::Unfit(_)
+            | Self::BaseTwice(_)
+            | Self::BaseHasSize { .. }
+            | Self::Components { .. }
             | Self::Scope(_)
             | Self::TooLong
             | Self::Unread(_)

@@ -5,6 +5,7 @@
 //! there stay; the system gives them errors for what is lost. It is on record at once, and however the daemon ends, the next start
 //! refuses the base or breaks the snapshots.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::time::{MissedTickBehavior, interval};
@@ -16,20 +17,33 @@ use crate::threads::off_thread;
 use crate::volume::{Serving, Volume};
 use crate::volumes::Volumes;
 
+/// A component that lost its end.
+#[derive(Clone, Debug)]
+pub(crate) struct Cut {
+    path: PathBuf,
+    /// How long it is, and was, in bytes.
+    size: u64,
+    was: u64,
+}
+
 impl Volume {
     /// What is open, of a volume that has all its bytes.
     pub(crate) fn whole(&self) -> Result<&Serving, Refusal> {
         let serving = self.serving()?;
-        let Some(size) = serving.lost.get() else { return Ok(serving) };
-        let path = self.record.as_ref().map(|record| record.base.clone()).unwrap_or_default();
-        Err(Refusal::BaseShrank { volume: self.name.clone(), path, size: *size, was: serving.engine.size() })
+        let Some(Cut { path, size, was }) = serving.lost.get().cloned() else { return Ok(serving) };
+        Err(Refusal::BaseShrank { volume: self.name.clone(), path, size, was })
     }
 
-    /// Looks whether the base still has its size, and puts on record if it has not. Blocking.
+    /// Looks whether every component of the base still has its size, and puts on record if one has not. Blocking.
     pub(crate) fn look_at_base(&self) {
         let Ok(serving) = self.whole() else { return };
-        let Some(size) = size_of(&serving.base).ok().filter(|size| *size < serving.engine.size()) else { return };
-        if serving.lost.set(size).is_err() {
+        let cut = serving.base.components.iter().find_map(|component| {
+            let was = component.identity.size();
+            let size = size_of(&component.file).ok().filter(|size| *size < was)?;
+            Some(Cut { path: component.path.clone(), size, was })
+        });
+        let Some(cut) = cut else { return };
+        if serving.lost.set(cut).is_err() {
             return;
         }
         if let Err(shrank) = self.whole() {

@@ -12,7 +12,6 @@
 //! | **host's requests** | the engine orders them | none may run: else the stop is not clean |
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,12 +25,12 @@ use tzero_originals::SnapshotId;
 use crate::base::{OpenBase, Patience};
 use crate::dormant;
 use crate::filling::Filling;
-use crate::identity::CleanStop;
 use crate::maintenance::Maintenance;
 use crate::opening::{self, Opening, id_bytes};
 use crate::platform::Engine;
 use crate::record::{VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
+use crate::shrinking::Cut;
 use crate::threads::{DataThreads, off_thread};
 
 /// A volume, served or not.
@@ -61,13 +60,13 @@ pub(crate) enum Condition {
 /// What is open while a volume is served.
 pub(crate) struct Serving {
     pub(crate) engine: Arc<Engine>,
-    /// The base's locked open file. For looking at it, and for others' separate opens of it; never handed out itself.
-    pub(crate) base: File,
+    /// The base's locked open files. For looking at them, and for others' separate opens of them; never handed out themselves.
+    pub(crate) base: OpenBase,
     pub(crate) cache: PathBuf,
     /// How fast the cache fills up.
     pub(crate) filling: Arc<Filling>,
-    /// How long the base was when it was found to have lost a part.
-    pub(crate) lost: OnceLock<u64>,
+    /// What is missing of the base since it was found to have lost a part.
+    pub(crate) lost: OnceLock<Cut>,
     /// Why no snapshot can be taken, where that is so.
     no_room: Option<Box<str>>,
     pub(crate) notices: Vec<String>,
@@ -115,25 +114,27 @@ impl Volume {
             compared.map(|compared| (base, compared))
         })
         .await?;
-        let ready = opening::make_ready(opening, &directory, &record, patience).await?;
+        let components = opening::components_of(&base, &record.name, record.grain)?;
+        let ready = opening::make_ready(opening, &directory, &record, &components, patience).await?;
         let mut notices = ready.notices.clone();
         let open = || opening::open_engine(threads, opening, &directory, &record, &base, &ready, compared.changed);
         let engine = match open().await {
-            Err(refusal) if record.identity.is_some() => {
-                notices.push(opening::begin_anew(opening, &directory, &record, refusal).await?);
+            Err(refusal) if !record.is_new() => {
+                notices.push(opening::begin_anew(opening, &directory, &record, &components, refusal).await?);
                 open().await?
             }
             other => other?,
         };
         let cache = directory.cache(&record);
-        let found = opening::Found { base: base.identity, cache: ready.identity, is_other: compared.is_other };
+        let bases = base.components.iter().map(|component| component.identity.clone()).collect();
+        let found = opening::Found { bases, cache: ready.identity, is_other: compared.is_other };
         let (theirs, has_room) = (directory.clone(), ready.no_room.is_none());
         let (record, more) = off_thread(move || opening::put_on_record(&theirs, record, found, has_room)).await?;
         notices.extend(more);
         let filling = Arc::default();
         let maintenance = Maintenance::start(threads, &engine, &filling);
         let (lost, no_room) = (OnceLock::new(), ready.no_room);
-        let serving = Serving { engine, base: base.file, cache, filling, lost, no_room, notices, maintenance };
+        let serving = Serving { engine, base, cache, filling, lost, no_room, notices, maintenance };
         Ok(Self::new(record.name.clone(), Some(record), directory, Condition::Serving(serving)))
     }
 
@@ -235,7 +236,7 @@ impl Volume {
         self.look_at_base();
         // What a base has lost is on record already.
         let Ok(serving) = self.whole() else { return Ok(()) };
-        let clean = CleanStop::of(&serving.base, serving.engine.size())?;
+        let clean = serving.base.look().map_err(io::Error::other)?;
         if let Err(error) = self.directory.record_clean_stop(Some(&clean)) {
             // The next start then knows less of what happens to the base until then.
             tracing::warn!(volume = %self.name, "what the base looks like cannot be recorded: {error}");

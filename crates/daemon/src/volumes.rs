@@ -112,12 +112,16 @@ impl Volumes {
         let record = record::new_record(hex(system::random_id()), request, declared);
         let directory = VolumeDirectory::new(&self.paths, &record.name);
         let (volumes, request) = (Arc::clone(self), request.clone());
-        let base = off_thread(move || volumes.open_new(&request)).await?;
+        let (base, made_base) = off_thread(move || volumes.open_new(&request)).await?;
         let (theirs, new) = (directory.clone(), record.clone());
         let made = match off_thread(move || theirs.create(&new)).await {
             Ok(()) => self.open(directory.clone(), record.clone(), base, Patience::None).await,
             Err(error) => Err(error.into()),
         };
+        match made_base {
+            Some(base) if made.is_ok() => base.keep(),
+            unused => off_thread(move || drop(unused)).await,
+        }
         if made.is_err() {
             off_thread(move || {
                 if let Err(error) = directory.remove(Some(&record)) {

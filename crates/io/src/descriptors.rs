@@ -9,9 +9,10 @@ use std::os::unix::net::UnixStream;
 use crate::descriptor::check_len;
 
 /// Most descriptors in one message.
-pub const MOST: usize = 16;
+pub const MOST: usize = 128;
 
-const SPACE: usize = 128;
+/// Their control message in bytes: a header of 16, and 4 for each.
+const SPACE: usize = 16 + 4 * MOST;
 
 #[repr(C, align(8))]
 struct Control([u8; SPACE]);

@@ -38,6 +38,7 @@ races! {
     Crossing = "multi-grain changes that overlap in two grains or more, in flight together",
     PartGrain = "change of a part of a grain while a snapshot stands",
     EndOfDevice = "change at the end of the device, in a short grain, while a snapshot stands",
+    AcrossComponents = "change over the boundary of two components while a snapshot stands",
     TrimHeldBack = "trim over pending grains",
     ZeroesOverSnapshot = "write-zeroes while a snapshot stands",
     HoleLeft = "write-zeroes over a hole: nothing saved",
@@ -114,6 +115,8 @@ struct State {
     saving: u64,
     grain: u64,
     size: u64,
+    /// Where components end.
+    ends: Vec<u64>,
     standing: usize,
     /// Snapshots that broke without a mark.
     lost_marks: BTreeSet<SnapshotId>,
@@ -136,9 +139,14 @@ impl Drop for InFlight {
 }
 
 impl Races {
-    /// Nothing yet, over a device of this grain and size.
-    pub fn new(grain: u64, size: u64) -> Self {
-        Self(Arc::new(Mutex::new(State { grain, size, ..State::default() })))
+    /// Nothing yet, over components of these lengths with this grain.
+    pub fn new(grain: u64, components: &[u64]) -> Self {
+        let ends = components.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        let (ends, size) = (ends.collect(), components.iter().sum());
+        Self(Arc::new(Mutex::new(State { grain, size, ends, ..State::default() })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -269,6 +277,9 @@ impl State {
         let part = range.start() % self.grain != 0 || (range.end() % self.grain != 0 && range.end() != self.size);
         if part {
             self.reach(Race::PartGrain);
+        }
+        if self.ends.iter().any(|end| range.start() < *end && *end < range.end()) {
+            self.reach(Race::AcrossComponents);
         }
         if range.end() == self.size && !self.size.is_multiple_of(self.grain) {
             self.reach(Race::EndOfDevice);

@@ -131,7 +131,7 @@ impl Scene {
         fill(&base, cells, &is_filled);
         Rc::new(Self {
             oracle: Oracle::new(cells, is_filled),
-            races: Races::new(u64::from(grain), cells.size),
+            races: Races::new(u64::from(grain), &plan.shape.components),
             base,
             cache,
             directory: Directory::new(plan.run_seed),

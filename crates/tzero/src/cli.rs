@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tzero_api::control::MOST_COMPONENTS;
 use tzero_api::{Name, Size, SnapshotPath};
 use tzero_daemon::Address;
 
@@ -83,7 +84,7 @@ pub(crate) struct Serve {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Volume {
-    /// Serve a file or block device as a volume
+    /// Serve files or block devices, one after the other, as a volume
     Add(VolumeAdd),
     /// All volumes
     List,
@@ -104,9 +105,13 @@ pub(crate) struct VolumeAdd {
     /// Its name, and that of its NBD export
     pub(crate) name: Name,
 
-    /// File or block device that holds its bytes
-    #[arg(value_parser = path())]
-    pub(crate) base: PathBuf,
+    /// File or block device that holds its bytes; several are the volume in this order, each but the last whole grains long
+    #[arg(required = true, num_args = 1..=MOST_COMPONENTS, value_parser = path())]
+    pub(crate) base: Vec<PathBuf>,
+
+    /// Its size: a base that is not there is made, sparse, as a file of this size; one that is there must have it
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) size: Option<Size>,
 
     /// Unit in which originals are saved: a power of two from 512 to 1M [default: 4K]
     #[arg(long, value_name = "SIZE", value_parser = arguments::grain)]
@@ -287,7 +292,6 @@ mod tests {
         for line in [
             "tzero volume add v /b --memory-limit 1M",
             "tzero volume add v /b --durability power",
-            "tzero volume add v /b /c",
             "tzero volume resize v 1G",
             "tzero volume changes v",
             "tzero snapshot create s v --scope v:0+4096",

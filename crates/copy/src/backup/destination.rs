@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use tzero_api::mover::Request;
+use tzero_api::mover::{PROTOCOL, Request};
 use tzero_io::blocking;
 
 use crate::backup::{BackupRequest, BackupSource};
@@ -156,8 +156,12 @@ async fn discard_unfinished(
     if let (Some(snapshot), BackupSource::Volume { mover_socket, .. }) = (&old.snapshot, &request.source)
         && snapshot.private
     {
-        let resume =
-            Request::Resume { volume: old.volume.name.clone(), snapshot_id: snapshot.id.clone(), destination: None };
+        let resume = Request::Resume {
+            protocol: PROTOCOL,
+            volume: old.volume.name.clone(),
+            snapshot_id: snapshot.id.clone(),
+            destination: None,
+        };
         let socket = mover_socket.clone();
         // The snapshot may be gone, and the volume too: then there is nothing to give up.
         let _ = blocking(move || Session::open(&socket, &resume).and_then(|opened| opened.session.abandon())).await;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tzero_api::StatePaths;
-use tzero_api::mover::{FailureCode, Request};
+use tzero_api::mover::{FailureCode, PROTOCOL, Request};
 
 use crate::error::{DaemonFault, FileAction};
 use crate::patience::patiently;
@@ -36,8 +36,12 @@ pub(crate) fn discard(site: &Site, state: &Path) -> Result<CopyId, Error> {
     let _ = site.load();
     let header = left.header;
     if let Some(snapshot) = header.snapshot.filter(|snapshot| snapshot.private) {
-        let resume =
-            Request::Resume { volume: header.volume.name.clone(), snapshot_id: snapshot.id, destination: None };
+        let resume = Request::Resume {
+            protocol: PROTOCOL,
+            volume: header.volume.name.clone(),
+            snapshot_id: snapshot.id,
+            destination: None,
+        };
         let socket = StatePaths::new(state).mover_socket();
         let is_held = |fault: &DaemonFault| matches!(fault, DaemonFault::Refused { code: FailureCode::Busy, .. });
         let opened = patiently(|| Session::open(&socket, &resume), is_held);

@@ -1,11 +1,10 @@
 //! A copy of a served volume, as of one instant.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use tzero_api::mover::{Begun, FailureCode, Request};
+use tzero_api::mover::{Begun, FailureCode, PROTOCOL, Request};
 use tzero_io::{blocking, system};
 use tzero_originals::RangeSet;
 
@@ -60,6 +59,7 @@ pub(crate) async fn backup(
     destination::inspect(&site, request, Some(volume.name))?;
     let copy = CopyId::random();
     let begin = Request::Begin {
+        protocol: PROTOCOL,
         volume: volume.name.to_owned(),
         snapshot: volume.snapshot.map(str::to_owned),
         scope: None,
@@ -108,7 +108,7 @@ async fn prepare(
     observer: Observer<'_>,
 ) -> Result<(SnapshotSource, destination::Opened), Error> {
     let source = SnapshotSource::open(begun, descriptors, released).map_err(Error::daemon(&volume.source_name()))?;
-    refuse_source(site, source.base_file(), begun)?;
+    refuse_source(site, &source, begun)?;
     let boot = system::boot_id().map_err(Error::Runtime)?;
     let header = JournalHeader {
         copy,
@@ -132,10 +132,15 @@ async fn prepare(
     Ok((source, opened))
 }
 
-fn refuse_source(site: &Site, base: &File, begun: &Begun) -> Result<(), Error> {
-    let base_path = Path::new(&begun.base_path);
-    let mut sources = vec![Identity::of_file(base).map_err(Error::file(FileAction::Open, base_path))?];
-    sources.extend(Identity::of_path(base_path).ok());
+/// By what is open, and by the paths that were given for it, which may lead elsewhere by now.
+fn refuse_source(site: &Site, source: &SnapshotSource, begun: &Begun) -> Result<(), Error> {
+    let places = || begun.components.iter().filter_map(|component| component.place.path());
+    let looked_at = places().next().unwrap_or(Path::new("/"));
+    let mut sources = Vec::new();
+    for file in source.base_files() {
+        sources.push(Identity::of_file(file).map_err(Error::file(FileAction::Open, looked_at))?);
+    }
+    sources.extend(places().filter_map(|place| Identity::of_path(place).ok()));
     destination::refuse_source(site, &sources)
 }
 
@@ -164,6 +169,7 @@ async fn resume(
         return Err(fault_of(ResumeFault::OtherSource));
     }
     let resume = Request::Resume {
+        protocol: PROTOCOL,
         volume: header.volume.name.clone(),
         snapshot_id: snapshot.id.clone(),
         destination: Some(site.named(header.copy)),
@@ -195,7 +201,7 @@ async fn resume(
         Some(known) => Released::new(known, begun.keep),
     };
     let source = SnapshotSource::open(&begun, descriptors, released.clone()).map_err(daemon_fault)?;
-    refuse_source(&site, source.base_file(), &begun)?;
+    refuse_source(&site, &source, &begun)?;
     let journal = claim.resume(&left);
     let job = Job {
         source,

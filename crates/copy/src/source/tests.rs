@@ -1,5 +1,6 @@
 use std::fs;
 
+use tzero_api::mover::{Access, Component, PROTOCOL, Tier};
 use tzero_io::{Backend, Directory, Runtime, Storage};
 use tzero_originals::{ModifiedMap, OnFull, Originals, RangeSet, Record, RecordState, SnapshotTable};
 
@@ -33,6 +34,7 @@ fn source(directory: &std::path::Path, released: Released) -> SnapshotSource {
     fs::write(directory.join("base"), vec![1; SIZE as usize]).unwrap();
     fs::write(directory.join("cache"), b"").unwrap();
     let begun = Begun {
+        protocol: PROTOCOL,
         volume: "vm".into(),
         volume_id: SnapshotId([1; 16]).to_string(),
         generation: 1,
@@ -47,12 +49,13 @@ fn source(directory: &std::path::Path, released: Released) -> SnapshotSource {
         keep: false,
         private: true,
         direct: false,
-        base_path: String::new(),
+        components: vec![Component { size: SIZE, access: Access::Descriptor, place: "/base".into() }],
+        tiers: vec![Tier { size: 0, access: Access::Descriptor }],
         released: None,
         scope: None,
     };
     let open = |name: &str| OwnedFd::from(File::open(directory.join(name)).unwrap());
-    let files = ["base", "cache", "map", "snapshots"].map(open);
+    let files = ["map", "snapshots", "base", "cache"].map(open);
     SnapshotSource::open(&begun, files.into(), released).unwrap()
 }
 

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use tzero_api::mover::{Begun, Destination, FailureCode, ReleasedPage, Reply, Request};
+use tzero_api::mover::{
+    Access, Begun, Component, Destination, FailureCode, PROTOCOL, ReleasedPage, Reply, Request, Tier,
+};
 use tzero_block::{ByteRange, FileDevice, Mode};
 use tzero_copy::BackupSource;
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage, descriptors};
@@ -303,6 +305,7 @@ impl Daemon {
 
     fn hand_over(&self, stream: &UnixStream, id: [u8; 16], Fault { direct, keeps, silent_of_released, .. }: Fault) {
         let begun = Begun {
+            protocol: PROTOCOL,
             volume: "vm".into(),
             volume_id: SnapshotId(VOLUME).to_string(),
             generation: 1,
@@ -317,7 +320,12 @@ impl Daemon {
             keep: keeps,
             private: true,
             direct,
-            base_path: self.base.display().to_string(),
+            components: vec![Component {
+                size: self.size,
+                access: Access::Descriptor,
+                place: self.base.clone().into(),
+            }],
+            tiers: vec![Tier { size: 0, access: Access::Descriptor }],
             released: (!silent_of_released).then(|| self.released_page(0)),
             scope: None,
         };
@@ -325,7 +333,7 @@ impl Daemon {
             let flags = if direct && name == "base" { tzero_io::system::DIRECT } else { 0 };
             OpenOptions::new().read(true).custom_flags(flags).open(self.directory.path().join(name)).unwrap()
         };
-        let files = ["base", "originals", "map", "snapshots"].map(open);
+        let files = ["map", "snapshots", "base", "originals"].map(open);
         let line = line_of(&Reply::Begun(Box::new(begun)));
         let sent = descriptors::send(stream, &line, &files.each_ref().map(File::as_fd)).unwrap();
         (&*stream).write_all(&line[sent..]).unwrap();

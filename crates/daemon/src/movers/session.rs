@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tzero_api::mover::{Begun, Destination, FailureCode, LONGEST_LINE, ReleasedPage, Reply, Request};
+use tzero_api::mover::{Begun, Destination, FailureCode, LONGEST_LINE, PROTOCOL, ReleasedPage, Reply, Request};
 use tzero_api::{Name, SnapshotPath, is_private, quoted};
 use tzero_block::ByteRange;
 use tzero_engine::{MoverAtWork, SnapshotError, SnapshotInfo};
@@ -107,6 +107,12 @@ impl Session {
             return Err(refused(FailureCode::Failed, "the daemon is stopping: go on when it runs again"));
         }
         match request {
+            Request::Begin { protocol, .. } | Request::Resume { protocol, .. } if protocol != PROTOCOL => {
+                let sentence = format!(
+                    "the backup speaks version {protocol} of the mover protocol and the daemon {PROTOCOL}: use one version of tzero for both"
+                );
+                Err(refused(FailureCode::Invalid, sentence))
+            }
             Request::Begin { volume, snapshot: Some(snapshot), scope: None, on_full: None, .. } => {
                 self.begin(&volume, &snapshot)
             }
@@ -114,10 +120,10 @@ impl Session {
                 let sentence = "a scope, and what gives when the cache is full, are a new snapshot's: leave them out";
                 Err(refused(FailureCode::Invalid, sentence))
             }
-            Request::Begin { volume, snapshot: None, scope, on_full, destination } => {
+            Request::Begin { volume, snapshot: None, scope, on_full, destination, .. } => {
                 self.begin_private(&volume, Wanted { scope, on_full, destination })
             }
-            Request::Resume { volume, snapshot_id, destination } => self.resume(&volume, &snapshot_id, destination),
+            Request::Resume { volume, snapshot_id, destination, .. } => self.resume(&volume, &snapshot_id, destination),
             Request::Recorded => self.recorded(),
             Request::ReleasedFrom { start } => self.released_from(start),
             Request::Captured { ranges } => self.captured(&ranges),
@@ -201,13 +207,14 @@ impl Session {
         settled.blocking_recv().map_err(|_| stopped())?;
 
         let record = volume.record.as_ref().ok_or_else(stopped)?;
-        let files = open_for_mover(&volume, record.direct).map_err(|error| {
+        let (files, components, tiers) = open_for_mover(&volume, record.direct).map_err(|error| {
             refused(
                 FailureCode::Failed,
                 format!("the files of volume {} cannot be opened for a mover: {error}", volume.name),
             )
         })?;
         let begun = Begun {
+            protocol: PROTOCOL,
             volume: volume.name.to_string(),
             volume_id: record.id.clone(),
             generation: record.generation,
@@ -222,7 +229,8 @@ impl Session {
             keep: info.originals == Originals::Keep,
             private: info.private,
             direct: record.direct,
-            base_path: record.base.display().to_string(),
+            components,
+            tiers,
             // Under the lease: nobody else releases, and what an earlier mover asked for is over.
             released: Some(released_page(&volume, info.id, 0)?),
             scope: info.scope.as_ref().map(|scope| scope.iter().map(|part| (part.start(), part.len())).collect()),
@@ -230,7 +238,7 @@ impl Session {
         let at_work = serving(&volume)?.engine.mover_at_work();
         self.held = Some(Held { lease, info, resumable, _at_work: at_work });
         let line = line_of(&Reply::Begun(Box::new(begun)));
-        let sent = descriptors::send(&self.stream, &line, &files.each_ref().map(File::as_fd))?;
+        let sent = descriptors::send(&self.stream, &line, &files.iter().map(File::as_fd).collect::<Vec<_>>())?;
         Ok(self.stream.write_all(&line[sent..])?)
     }
 

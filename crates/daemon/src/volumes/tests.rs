@@ -42,11 +42,7 @@ impl Bench {
             let name: Name = "v".parse().unwrap();
             if volumes.get(&name).is_err() {
                 let base = self.scratch.path().join("base");
-                let (grain, cache_dir, cache_limit) = (None, None, None);
-                volumes
-                    .add(&AddVolume { name: name.clone(), base, grain, cache_dir, cache_limit, direct: false })
-                    .await
-                    .unwrap();
+                volumes.add(&AddVolume::new(name.clone(), base.into())).await.unwrap();
             }
             let volume = volumes.get(&name).unwrap();
             (volumes, volume)

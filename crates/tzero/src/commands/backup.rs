@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use tzero_api::control;
 use tzero_api::{ClientError, Code, Exit, Name, SnapshotPath, StatePaths};
 use tzero_copy::{BackupOutcome, BackupRequest, BackupSource, Cancel, ModeAsked};
 
@@ -119,7 +120,10 @@ impl Source {
             Err(ClientError::NotRunning(_)) => Vec::new(),
             Err(error) => return Err(error.into()),
         };
-        match volumes.iter().find(|volume| same_file(path, &volume.base)) {
+        let holds = |volume: &&control::Volume| {
+            volume.bases.iter().filter_map(|base| base.place.path()).any(|base| same_file(path, base))
+        };
+        match volumes.iter().find(holds) {
             Some(volume) => Err(Ending::failed(format!(
                 "{} is the base of volume {name} and changes while it is read: back up {name} instead",
                 path.display(),

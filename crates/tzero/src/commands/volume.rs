@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde_json::json;
-use tzero_api::control::{self, AddVolume, DEFAULT_GRAIN, VolumeState};
-use tzero_api::{Exit, Size, StatePaths};
+use tzero_api::control::{self, AddVolume, DEFAULT_GRAIN, Durability, VolumeState};
+use tzero_api::{Exit, Place, Size, StatePaths};
 
 use crate::cli::{Volume, VolumeAdd};
 use crate::commands::client;
@@ -18,7 +18,7 @@ pub(crate) fn run(command: Volume, state: &StatePaths, output: Output) -> Result
         Volume::Add(add) => {
             let request = request(add)?;
             let volume = client.add_volume(&request)?;
-            output.line(format!("volume {}: {} of {}", volume.name, Size(volume.size), volume.base.display()));
+            output.line(format!("volume {}: {} of {}", volume.name, Size(volume.size), bases(&volume)));
             output.result("volume", &volume);
         }
         Volume::List => {
@@ -33,9 +33,10 @@ pub(crate) fn run(command: Volume, state: &StatePaths, output: Output) -> Result
         }
         Volume::Remove { name } => {
             let volume = client.remove_volume(&name)?;
-            output.line(match volume.base.as_os_str().is_empty() {
-                true => format!("volume {} removed", volume.name),
-                false => format!("volume {} removed; its base {} stays as it is", volume.name, volume.base.display()),
+            output.line(match &volume.bases[..] {
+                [] => format!("volume {} removed", volume.name),
+                [_] => format!("volume {} removed; its base {} stays as it is", volume.name, volume.base),
+                _ => format!("volume {} removed; its bases {} stay as they are", volume.name, bases(&volume)),
             });
             output.result("volume", &json!({ "id": volume.id, "name": volume.name, "removed": true }));
         }
@@ -50,15 +51,26 @@ fn request(add: VolumeAdd) -> Result<AddVolume, Ending> {
             "the cache limit {limit} leaves no room for originals: give at least one grain ({grain})"
         )));
     }
-    let told = |path: &Path| recorded(path, "the daemon's records name it");
+    let told = |path: &Path| match Place::from(path.to_owned()) {
+        Place::Path(path) => recorded(&path, "the daemon's records name it").map(Place::Path),
+        export @ Place::Export(_) => Ok(export),
+    };
     Ok(AddVolume {
-        name: add.name,
-        base: told(&add.base)?,
+        bases: add.base.iter().map(|base| told(base)).collect::<Result<_, _>>()?,
+        size: add.size,
         grain: add.grain,
         cache_dir: add.cache_dir.as_deref().map(told).transpose()?,
         cache_limit: add.cache_limit,
+        memory_limit: None,
         direct: add.direct,
+        durability: Durability::Process,
+        name: add.name,
     })
+}
+
+/// What a volume stands on, in order.
+fn bases(volume: &control::Volume) -> String {
+    volume.bases.iter().map(|base| base.place.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// A line a volume.
@@ -75,7 +87,7 @@ pub(crate) fn table(volumes: &[control::Volume]) -> Vec<Vec<String>> {
             volume.connections.to_string(),
             bytes(volume.cache_used),
             limit(volume),
-            volume.base.display().to_string(),
+            bases(volume),
         ]
     }));
     rows
@@ -92,12 +104,14 @@ fn show(volume: &control::Volume, output: Output) {
     for notice in &volume.notices {
         output.line(format!("notice      {notice}"));
     }
-    output.line(format!("base        {}", volume.base.display()));
+    for base in &volume.bases {
+        output.line(format!("base        {} ({} bytes from {})", base.place, base.size, base.offset));
+    }
     output.line(format!("size        {} ({} bytes)", Size(volume.size), volume.size));
     output.line(format!("grain       {}", Size(volume.grain.into())));
     output.line(format!("direct      {}", yes_no(volume.direct)));
     output.line(format!("generation  {}", volume.generation));
-    output.line(format!("cache       {}", volume.cache.display()));
+    output.line(format!("cache       {}", volume.cache));
     output.line(format!(
         "originals   {} in use, {} on disk, limit {}",
         bytes(volume.cache_used),
