@@ -9,6 +9,7 @@ mod clients;
 mod commands;
 mod demo;
 mod destinations;
+mod devices;
 mod early;
 mod failed;
 mod hangs;

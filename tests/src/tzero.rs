@@ -104,6 +104,19 @@ impl Tzero {
     /// When it is not as the manual says.
     #[must_use]
     pub fn map(&self, snapshot: &str) -> Vec<(u64, String, Option<u64>)> {
+        self.lines(snapshot).into_iter().map(|(_, block, state, slot)| (block, state, slot)).collect()
+    }
+
+    /// The same: (unit, block, cache offset).
+    ///
+    /// # Panics
+    /// When it is not as the manual says.
+    #[must_use]
+    pub fn places(&self, snapshot: &str) -> Vec<(u64, u64, Option<u64>)> {
+        self.lines(snapshot).into_iter().map(|(unit, block, _, slot)| (unit, block, slot)).collect()
+    }
+
+    fn lines(&self, snapshot: &str) -> Vec<(u64, u64, String, Option<u64>)> {
         let text = self.ok(&format!("snapshot map {snapshot}"));
         let mut lines = text.lines();
         assert!(lines.next().is_some_and(|line| line.starts_with('#')), "no header line: {text}");
@@ -111,10 +124,11 @@ impl Tzero {
             .map(|line| {
                 let fields: Vec<&str> = line.split('\t').collect();
                 let [unit, block, state, slot] = fields[..] else { panic!("not four fields: {line}") };
-                u64::from_str_radix(unit.trim_start_matches("0x"), 16).unwrap_or_else(|_| panic!("unit: {line}"));
+                let unit = u64::from_str_radix(unit.trim_start_matches("0x"), 16);
+                let unit = unit.unwrap_or_else(|_| panic!("unit: {line}"));
                 let slot = (slot != "-").then(|| slot.parse().unwrap_or_else(|_| panic!("cache offset: {line}")));
                 assert!(matches!(state, "read" | "unread"), "state: {line}");
-                (block.parse().unwrap_or_else(|_| panic!("block: {line}")), state.to_owned(), slot)
+                (unit, block.parse().unwrap_or_else(|_| panic!("block: {line}")), state.to_owned(), slot)
             })
             .collect()
     }
