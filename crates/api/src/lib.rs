@@ -13,6 +13,7 @@ pub mod mover;
 mod name;
 mod on_full;
 mod place;
+pub mod restores;
 pub mod route;
 mod sentence;
 mod shell;

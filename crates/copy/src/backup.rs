@@ -43,6 +43,7 @@ use tzero_io::{Backend, Runtime};
 
 use crate::error::FileAction;
 use crate::forbidden::refuse_forbidden;
+use crate::location::{Location, resolved};
 use crate::site::Site;
 use crate::{Cancel, CopySummary, Error, ModeAsked, Observer};
 
@@ -79,7 +80,7 @@ impl BackupSource {
 pub struct BackupRequest {
     /// What.
     pub source: BackupSource,
-    /// A file or block device.
+    /// A file or block device, or the URI of an export: see [`Location::of`].
     pub destination: PathBuf,
     /// The state directory: catalogue, and records of copies on devices.
     pub state: PathBuf,
@@ -132,10 +133,18 @@ impl BackupOutcome {
 /// at the destination still does.
 pub fn backup(request: &BackupRequest, observer: Observer<'_>, cancel: &Cancel) -> Result<BackupOutcome, Error> {
     let runtime = Runtime::new(Backend::Auto).map_err(Error::Runtime)?;
-    let destination = std::path::absolute(&request.destination);
-    let destination = destination.map_err(Error::file(FileAction::Open, &request.destination))?;
-    refuse_forbidden(&destination, &request.state, request.source.volume())?;
-    let site = Site::of_image(&destination, &request.state)?;
+    let site = match Location::of(&request.destination)? {
+        Location::Path(path) => {
+            let path = std::path::absolute(&path).map_err(Error::file(FileAction::Open, &path))?;
+            refuse_forbidden(&path, &request.state, request.source.volume())?;
+            Site::of_image(&path, &request.state)?
+        }
+        Location::Export(uri) => {
+            let uri = resolved(&uri);
+            destination::refuse_own_export(&uri, request)?;
+            Site::of_export(&uri, &request.state)
+        }
+    };
     site.prepare()?;
     runtime.block_on(async {
         match &request.source {

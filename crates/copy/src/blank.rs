@@ -1,34 +1,27 @@
-//! Whether a block device may be overwritten unasked: what is not blank may be somebody's.
+//! Whether something may be overwritten unasked: what is not blank may be somebody's.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use tzero_block::ByteRange;
 
-use tzero_io::{is_zero, system};
+use crate::medium::Medium;
 
-/// How much of a device's start and end must be zero for it to be blank.
+/// How much of the start and end must be zero for a range to be blank.
 const ENDS: u64 = 1 << 20;
 /// How many places between them are looked at.
 const SAMPLES: u64 = 64;
+/// Bytes of such a place.
+const SAMPLE: u64 = 4096;
 
-/// Whether a device looks as if it held nothing: its start, its end, and samples in between are zero.
-pub(crate) fn is_blank(device: &File) -> io::Result<bool> {
-    let size = system::device_size(device)?;
-    let mut bytes = vec![0; ENDS.min(size) as usize];
-    device.read_exact_at(&mut bytes, 0)?;
-    if !is_zero(&bytes) {
-        return Ok(false);
-    }
-    let tail = size - bytes.len() as u64;
-    device.read_exact_at(&mut bytes, tail)?;
-    if !is_zero(&bytes) {
-        return Ok(false);
-    }
-    let sample = &mut bytes[..4096.min(size as usize)];
-    for index in 1..SAMPLES {
-        let at = (size / SAMPLES * index).min(size - sample.len() as u64);
-        device.read_exact_at(sample, at)?;
-        if !is_zero(sample) {
+/// Whether a range looks as if it held nothing: its start, its end, and samples in between are zero.
+pub(crate) async fn is_blank(medium: &Medium, range: ByteRange) -> Result<bool, tzero_block::Error> {
+    let ends = ENDS.min(range.len());
+    let places = [range.start(), range.end() - ends].map(|start| ByteRange::new(start, ends));
+    let sample = SAMPLE.min(range.len());
+    let between = (1..SAMPLES).map(|index| {
+        let at = (range.len() / SAMPLES * index).min(range.len() - sample);
+        ByteRange::new(range.start() + at, sample)
+    });
+    for place in places.into_iter().chain(between) {
+        if !medium.read(place).await?.is_zero() {
             return Ok(false);
         }
     }

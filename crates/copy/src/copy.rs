@@ -7,9 +7,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{FileAction, Refusal};
+use crate::export;
+use crate::location::Location;
 use crate::manifest::{
     CopyKind, Durability, Manifest, ModeAsked, ModeUsed, OutboardRecord, Protection, Transport, VolumeRecord,
 };
+use crate::medium::Medium;
+use crate::opening::open_for_reading;
 use crate::scope::Scope;
 use crate::site::{MANIFEST_SUFFIX, Site, read_manifest};
 use crate::{CopyId, Error, Timestamp};
@@ -27,6 +31,9 @@ impl Copy {
     /// # Errors
     /// When there is no manifest, or it cannot be used.
     pub fn open(path: &Path, state: &Path) -> Result<Self, Error> {
+        if let Location::Export(_) = Location::of(path)? {
+            return Self::load(Site::of_image(path, state)?, path);
+        }
         let path = std::path::absolute(path).map_err(Error::file(FileAction::Open, path))?;
         let image = path.as_os_str().as_bytes().strip_suffix(MANIFEST_SUFFIX.as_bytes());
         let Some(image) = image.map(|image| Path::new(OsStr::from_bytes(image))) else {
@@ -68,9 +75,33 @@ impl Copy {
         &self.site.manifest
     }
 
-    /// Whether a block device holds it.
+    /// Whether a block device or an export holds it, which may be larger.
     pub fn is_device(&self) -> bool {
         self.site.device.is_some()
+    }
+
+    /// Whether an export of an NBD server holds it.
+    pub fn is_export(&self) -> bool {
+        self.site.is_export()
+    }
+
+    /// Opens its image. How long that is may be wrong.
+    pub(crate) async fn open_any_image(&self) -> Result<Medium, Error> {
+        match Location::of(self.image())? {
+            Location::Path(path) => open_for_reading(&path),
+            Location::Export(uri) => export::open(&uri).await,
+        }
+    }
+
+    /// Opens its image, which has all that it should have and, where it is a file, no more.
+    pub(crate) async fn open_image(&self) -> Result<Medium, Error> {
+        let (image, expected) = (self.open_any_image().await?, self.manifest.size());
+        match image.size() {
+            found if found < expected || (!self.is_device() && found != expected) => {
+                Err(Error::WrongSize { path: self.image().to_owned(), found, expected })
+            }
+            _ => Ok(image),
+        }
     }
 
     /// Its record.

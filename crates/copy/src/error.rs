@@ -1,5 +1,7 @@
 //! Why an operation did not end well. Every message is one sentence: what failed, on what, why, what to do.
 
+mod refusal;
+
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -11,6 +13,8 @@ use tzero_originals::ReconcileError;
 
 use crate::manifest::ManifestFault;
 use crate::{CopyId, Exit, Timestamp};
+
+pub use refusal::{Holding, RangeFault, Refusal};
 
 /// What was to be done with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,100 +52,27 @@ impl fmt::Display for FileAction {
     }
 }
 
-/// Why a destination of a backup, or the target of a restore, is not written to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// It is, or lies on, what is being copied.
-    IsSource,
-    /// The source lies in the state that this destination would overwrite.
-    HoldsCopy,
-    /// A complete copy stands there.
-    CompleteCopy,
-    /// Something stands there that is no copy of this volume.
-    NoCopyOfIt,
-    /// An unfinished copy of another volume stands there.
-    OtherUnfinished,
-    /// A device that is not blank, for a backup.
-    NotBlank,
-    /// The same for a restore.
-    NotBlankTarget,
-    /// A file that a restore would replace.
-    Exists,
-    /// A copy stands where a restore would write, or at least its manifest says so.
-    Declared,
-    /// Neither a file nor a block device.
-    NotAFile,
-    /// A block device that is mounted or otherwise held.
-    DeviceInUse,
-    /// A file that someone holds locked, a registered volume's base for one.
-    Locked,
-    /// A device over a file that someone holds locked.
-    LiesOnLocked,
-    /// Another run is writing it.
-    Busy,
-    /// A device smaller than the volume.
-    TooSmall {
-        /// Its size in bytes.
-        has: u64,
-        /// What is needed.
-        needs: u64,
-    },
-    /// A device that is set read-only.
-    ReadOnly,
+/// A restore that has overwritten its target in part.
+#[derive(Debug)]
+pub struct Halted {
+    /// The target, as `--to` takes it.
+    pub path: PathBuf,
+    /// The command that goes on.
+    pub again: String,
+    /// The command that forgets it.
+    pub dismissal: String,
+    /// Why it ended.
+    pub cause: Error,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for Halted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::IsSource => f.write_str("it is, or lies on, the source of this copy; choose a place elsewhere"),
-            Self::HoldsCopy => f.write_str("it is, or holds, the copy itself; choose another target"),
-            Self::CompleteCopy => f.write_str(
-                "a complete copy stands there; --replace makes the new one beside it and then takes its place",
-            ),
-            Self::NoCopyOfIt => f.write_str(
-                "something stands there that is no copy of this volume; --replace puts the copy in its place",
-            ),
-            Self::OtherUnfinished => {
-                f.write_str("an unfinished copy of another volume stands there; --replace throws it away")
-            }
-            Self::NotBlank => f.write_str("the device is not blank; --replace overwrites it"),
-            Self::NotBlankTarget => f.write_str("the device is not blank; --force overwrites it"),
-            Self::Exists => f.write_str("it exists; --force replaces it once the restore is complete"),
-            Self::Declared => f.write_str(
-                "by the manifest beside it a copy stands there; --force un-declares that copy before it is overwritten",
-            ),
-            Self::NotAFile => f.write_str("it is neither a file nor a block device"),
-            Self::DeviceInUse => f.write_str("the device is mounted or in use; release it first"),
-            Self::Locked => {
-                f.write_str("it is locked, as the base of a served volume is; remove the volume from the daemon first")
-            }
-            Self::LiesOnLocked => f.write_str(
-                "it lies on a file that is locked, as the base of a served volume is; remove the volume from the daemon first",
-            ),
-            Self::Busy => f.write_str("another run is writing there; wait for it to end"),
-            Self::TooSmall { has, needs } => {
-                write!(f, "the device has {has} bytes and {needs} are needed; use a larger one")
-            }
-            Self::ReadOnly => f.write_str("the device is set read-only"),
-        }
-    }
-}
-
-/// What of a registered volume a place shares bytes with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holding {
-    /// Its base.
-    Base,
-    /// Its original cache.
-    Originals,
-}
-
-impl fmt::Display for Holding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Base => "base",
-            Self::Originals => "originals",
-        })
+        let Self { path, again, dismissal, cause } = self;
+        write!(
+            f,
+            "{cause}; {} was overwritten in part and holds neither what it held nor the copy: `{again}` goes on, `{dismissal}` leaves it at that",
+            path.display()
+        )
     }
 }
 
@@ -290,6 +221,8 @@ pub enum StopCause {
     Daemon(DaemonFault),
     /// The destination is full.
     Full,
+    /// The link to the destination was cut, and did not come back.
+    Link(Box<Error>),
     /// The image has taken its place, but a step after that failed.
     Unnamed(Box<Error>),
 }
@@ -300,6 +233,7 @@ impl fmt::Display for StopCause {
             Self::Cancelled => f.write_str("it was interrupted"),
             Self::Daemon(fault) => fault.fmt(f),
             Self::Full => f.write_str("the destination is full"),
+            Self::Link(error) => error.fmt(f),
             Self::Unnamed(error) => write!(f, "it stands in its place, but is not declared yet: {error}"),
         }
     }
@@ -554,13 +488,76 @@ pub enum Error {
     /// Can go on later.
     #[error("{0}")]
     Incomplete(Box<Incomplete>),
-    /// A restore to a device that ended too early.
-    #[error("{cause}; {} was overwritten in part and holds neither what it held nor the copy, so --force is needed to restore to it again", path.display())]
-    Overwritten {
-        /// The device.
+    /// A restore that overwrites its target in place ended too early.
+    #[error("{0}")]
+    Halted(Box<Halted>),
+    /// A range of a copy that cannot be restored.
+    #[error("{range} of the copy {copy} cannot be restored: {fault}")]
+    Range {
+        /// Which copy.
+        copy: CopyId,
+        /// Which range.
+        range: ByteRange,
+        /// Why.
+        fault: RangeFault,
+    },
+    /// What is meant as the URI of an export is none.
+    #[error("{text} is no NBD export that can be used: {fault}")]
+    Uri {
+        /// What was given.
+        text: String,
+        /// Why.
+        fault: tzero_nbd::UriError,
+    },
+    /// An export cannot be had.
+    #[error("{uri} cannot be used: {source}; look at its server")]
+    Export {
+        /// Which.
+        uri: String,
+        /// Why.
+        source: tzero_nbd::ClientError,
+    },
+    /// The daemon does not say what it serves.
+    #[error("{0}")]
+    Served(#[source] tzero_api::ClientError),
+    /// A volume that cannot be restored to.
+    #[error("volume {volume} is not served: {reason}")]
+    NotServed {
+        /// Which.
+        volume: String,
+        /// Why.
+        reason: String,
+    },
+    /// A destination or target cannot be read.
+    #[error("{} cannot be read: {fault}", path.display())]
+    Unread {
+        /// Which.
         path: PathBuf,
-        /// Why it ended.
-        cause: Box<Error>,
+        /// Why.
+        fault: SourceFault,
+    },
+    /// A copy cannot be read. Nothing is known of it being damaged.
+    #[error("the copy {copy} cannot be read at {range}: {fault}; {} is not restored", target.display())]
+    Unreadable {
+        /// Which.
+        copy: CopyId,
+        /// Where.
+        range: ByteRange,
+        /// Why.
+        fault: SourceFault,
+        /// What was to be restored.
+        target: PathBuf,
+    },
+    /// A target that others can write to does not hold what was restored.
+    #[error(
+        "{} does not hold what was restored, first at {range}: somebody has written there meanwhile, or its medium is bad; nothing was declared",
+        path.display()
+    )]
+    ChangedMeanwhile {
+        /// Which.
+        path: PathBuf,
+        /// Where, first.
+        range: ByteRange,
     },
     /// Asked to stop; nothing is left of it.
     #[error("interrupted: {} is not {what}; run the same command again", path.display())]
@@ -588,8 +585,10 @@ impl Error {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Incomplete(_) | Self::Interrupted { .. } => Exit::Incomplete,
-            Self::Overwritten { cause, .. } => cause.exit(),
-            Self::Reserved { .. } | Self::InState { .. } => Exit::Usage,
+            Self::Halted(halted) if halted.cause.may_pass() => Exit::Incomplete,
+            Self::Halted(halted) => halted.cause.exit(),
+            Self::Reserved { .. } | Self::InState { .. } | Self::Range { .. } | Self::Uri { .. } => Exit::Usage,
+            Self::Served(error) => error.exit(),
             _ => Exit::Failed,
         }
     }
@@ -602,6 +601,27 @@ impl Error {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
             _ => false,
+        }
+    }
+
+    /// Whether it is the link to a destination or target that was cut.
+    pub(crate) fn is_link(&self) -> bool {
+        match self {
+            Self::Export { .. } => true,
+            Self::Target { source, .. } | Self::Unread { fault: SourceFault::Base(source), .. } => {
+                tzero_nbd::ClientError::of(source).is_some()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the same may go well later: a link that was cut, a server that was away, a place without room.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Interrupted { .. } => true,
+            Self::Unreadable { fault: SourceFault::Base(error), .. } => tzero_nbd::ClientError::of(error).is_some(),
+            Self::Served(error) => !matches!(error, tzero_api::ClientError::Refused(_)),
+            _ => self.is_link() || self.is_full(),
         }
     }
 
@@ -623,10 +643,21 @@ impl Error {
     /// Of a flush.
     pub(crate) fn unflushed(path: &std::path::Path) -> impl FnOnce(tzero_block::Error) -> Self {
         let path = path.to_owned();
-        move |error| match error.fault {
-            tzero_block::Fault::System(source) => Self::File { action: FileAction::Flush, path, source },
-            _ => Self::Target { path, source: error },
+        move |error| {
+            let is_link = tzero_nbd::ClientError::of(&error).is_some();
+            match error.fault {
+                tzero_block::Fault::System(source) if !is_link => {
+                    Self::File { action: FileAction::Flush, path, source }
+                }
+                fault => Self::Target { path, source: tzero_block::Error { fault, ..error } },
+            }
         }
+    }
+
+    /// Of a read from a destination or target.
+    pub(crate) fn unread(path: &std::path::Path) -> impl FnOnce(tzero_block::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::Unread { path, fault: SourceFault::Base(error) }
     }
 
     pub(crate) fn foreign(path: &std::path::Path, beside: &std::path::Path) -> Self {

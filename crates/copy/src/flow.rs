@@ -284,7 +284,7 @@ impl<T: BlockDevice> Target<T> {
     }
 
     /// Writes what is not zero and makes sure that the rest is; tells how many bytes were written.
-    async fn write(&self, parts: Vec<Part>) -> Result<u64, tzero_block::Error> {
+    pub(crate) async fn write(&self, parts: Vec<Part>) -> Result<u64, tzero_block::Error> {
         let mut written = 0;
         for (range, content) in parts {
             let bytes = match content {

@@ -29,10 +29,12 @@ mod device_key;
 mod digests;
 mod durable;
 mod error;
+mod export;
 mod flow;
 mod forbidden;
 mod hex;
 mod journal;
+mod location;
 mod manifest;
 mod medium;
 mod opening;
@@ -44,6 +46,7 @@ mod released;
 mod removal;
 mod restore;
 mod scope;
+mod served;
 mod session;
 mod site;
 mod source;
@@ -56,13 +59,18 @@ pub use catalogue::{Catalogue, CatalogueEntry, Listing, Rebuilt};
 pub use copy::{Copy, CopySummary};
 pub use copy_id::{CopyId, InvalidCopyId};
 pub use digests::{CHUNK, ChunkDigest, Digest, Digests, InvalidDigests};
-pub use error::{DaemonFault, Error, FileAction, Holding, Incomplete, Refusal, ResumeFault, SourceFault, StopCause};
+pub use error::{
+    DaemonFault, Error, FileAction, Halted, Holding, Incomplete, RangeFault, Refusal, ResumeFault, SourceFault,
+    StopCause,
+};
+pub use location::Location;
 pub use manifest::{
     Boundary, CopyKind, DeviceRecord, Durability, Engine, ImageRecord, Layout, MANIFEST_VERSION, Manifest,
     ManifestFault, ModeAsked, ModeUsed, OutboardRecord, Protection, Transport, VolumeRecord,
 };
 pub use progress::{Cancel, Event, Notice, Observer, Phase};
-pub use restore::{RestoreRequest, Restored, restore};
+pub use removal::Removed;
+pub use restore::{MOST_RANGES, RestoreRequest, RestoreTarget, Restored, restore};
 pub use scope::{InvalidScope, Scope};
 pub use timestamp::{InvalidTimestamp, Timestamp};
 pub use tzero_api::Exit;

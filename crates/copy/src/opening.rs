@@ -91,6 +91,18 @@ pub(crate) fn open_device_for_writing(path: &Path, needs: u64) -> Result<File, E
     Ok(file)
 }
 
+/// Opens a file that is written in place, and that nobody has locked.
+pub(crate) fn open_file_for_writing(path: &Path) -> Result<File, Error> {
+    let failed = |source| Error::file(FileAction::Open, path)(source);
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(Error::refused(path, Refusal::NotAFile));
+    }
+    refuse_locked(&file, path)?;
+    Ok(file)
+}
+
 /// Locks a file; refuses one on which another process has a lock.
 pub(crate) fn refuse_locked(file: &File, path: &Path) -> Result<(), Error> {
     match lock_patiently(file) {

@@ -41,6 +41,10 @@ impl Cancel {
 pub enum Phase {
     /// What an interrupted run has written is read again and compared with its digests.
     Recheck,
+    /// What a target holds is read and compared with the copy.
+    Compare,
+    /// A target that was not to be overwritten is searched for what is not the copy's.
+    Survey,
     /// Bytes go from the source to the destination.
     Copy,
     /// The destination makes them durable.
@@ -55,6 +59,8 @@ impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Recheck => "recheck",
+            Self::Compare => "compare",
+            Self::Survey => "survey",
             Self::Copy => "copy",
             Self::Flush => "flush",
             Self::Verify => "verify",

@@ -37,11 +37,16 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use tzero_api::mover::Destination;
+use tzero_nbd::Uri;
 
 use crate::device_key::device_key;
 use crate::error::{FileAction, Refusal};
+use crate::export::{self, Server};
 use crate::journal::{Claim, Journal, JournalFault};
+use crate::location::{Location, key_of, resolved};
 use crate::manifest::{DeviceRecord, ImageRecord, LONGEST_MANIFEST, Manifest, ManifestFault};
+use crate::medium::Medium;
+use crate::opening::open_device_for_writing;
 use crate::{CopyId, Error, durable, opening};
 
 /// Suffix of a manifest.
@@ -71,11 +76,15 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// Of an image at `path`, which need not exist; its directory must. A block device's records are in `state`.
+    /// Of an image at `path`, which need not exist; its directory must. Records of a block device, and of an export, whose URI is its path, are
+    /// in `state`.
     ///
     /// # Errors
     /// When `path` is neither a file nor a block device, or cannot be looked at.
     pub(crate) fn of_image(path: &Path, state: &Path) -> Result<Self, Error> {
+        if let Location::Export(uri) = Location::of(path)? {
+            return Ok(Self::of_export(&resolved(&uri), state));
+        }
         match fs::metadata(path) {
             Ok(metadata) if metadata.file_type().is_block_device() => Self::of_device(path, metadata.rdev(), state),
             Ok(metadata) if metadata.is_file() => {
@@ -110,6 +119,30 @@ impl Site {
         let path = fs::canonicalize(path).map_err(Error::file(FileAction::Open, path))?;
         let key = device_key(number).map_err(Error::file(FileAction::Open, &path))?;
         Ok(Self::of_known_device(DeviceRecord { path, key }, state))
+    }
+
+    /// Of an export, whose records are where a device's are.
+    pub(crate) fn of_export(uri: &Uri, state: &Path) -> Self {
+        Self::of_known_device(DeviceRecord { path: uri.to_string().into(), key: key_of(uri) }, state)
+    }
+
+    /// Whether it is an export of an NBD server.
+    pub(crate) fn is_export(&self) -> bool {
+        matches!(Location::of(&self.image), Ok(Location::Export(_)))
+    }
+
+    /// Opens what is written in place: a device or an export that has `needs` bytes.
+    ///
+    /// # Errors
+    /// When it is smaller, read-only, or somebody uses it.
+    pub(crate) async fn open_in_place(&self, needs: u64) -> Result<Medium, Error> {
+        match Location::of(&self.image)? {
+            Location::Path(path) => {
+                let file = open_device_for_writing(&path, needs)?;
+                Medium::over(file).map_err(Error::file(FileAction::Open, &path))
+            }
+            Location::Export(uri) => export::open_for_writing(&uri, Server::Foreign, needs).await,
+        }
     }
 
     /// Of a device by what a manifest says of it. It need not be there.

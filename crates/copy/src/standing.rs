@@ -23,9 +23,13 @@ impl Standing {
     /// Looks at `path`, a file that may be missing or a block device.
     ///
     /// # Errors
-    /// When a copy stands there and `force` is not set, an unfinished one on a device, or one that is being made.
+    /// When a copy stands there and `force` is not set, an unfinished one on a device or export, or one that is being made.
     pub(crate) fn at(path: &Path, state: &Path, force: bool) -> Result<Self, Error> {
-        let site = Site::of_image(path, state)?;
+        Self::of(Site::of_image(path, state)?, path, state, force)
+    }
+
+    /// The same of a place that is known already.
+    pub(crate) fn of(site: Site, path: &Path, state: &Path, force: bool) -> Result<Self, Error> {
         let mut standing = Self { site, catalogue: Catalogue::new(state), claim: None };
         let site = &standing.site;
         site.refuse_foreign_manifest()?;

@@ -12,7 +12,6 @@ use tzero_io::{Backend, Runtime};
 use crate::digests::chunk_range;
 use crate::flow::{self, End, Landed, Outcome, Sink, Step, Unkept};
 use crate::medium::Medium;
-use crate::opening::open_for_reading;
 use crate::source::PlainSource;
 use crate::{Cancel, ChunkDigest, Copy, CopyId, Error, Event, Observer, Phase, Timestamp};
 
@@ -113,7 +112,7 @@ impl fmt::Display for Verification {
 /// When the image cannot be opened, or it was told to stop. Damage is no error: see [`Verification`].
 pub fn verify(copy: &Copy, observer: Observer<'_>, cancel: &Cancel) -> Result<Verification, Error> {
     let runtime = Runtime::new(Backend::Auto).map_err(Error::Runtime)?;
-    let medium = open_for_reading(copy.image())?;
+    let medium = runtime.block_on(copy.open_any_image())?;
     let manifest = copy.manifest();
     let size_found = if copy.is_device() { medium.size().min(manifest.size()) } else { medium.size() };
     let expected = Expected { size: manifest.size(), chunk: manifest.chunk };

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::daemon::Daemon;
-use common::{MIB, Place, assert_sentence, backup, backup_interrupted, content, restore, verify};
+use common::{MIB, Place, assert_sentence, backup, backup_interrupted, content, restore, restoring, verify};
 use tzero_api::Exit;
 use tzero_copy::{Copy, Error, Protection, Refusal, Shortfall};
 
@@ -183,7 +183,7 @@ fn devices_that_are_refused() {
     let error = restore(&place, copy.clone(), &mounted_device.path, false).unwrap_err();
     assert_eq!(refusal(&error), Refusal::NotBlankTarget);
     run("fsck.ext4", &["-fn", mounted_device.path.to_str().unwrap()]).unwrap();
-    let request = tzero_copy::RestoreRequest { copy: copy_of, target, state: place.state(), force: true };
+    let request = restoring(&place, copy_of, &target, true);
     let error = tzero_copy::restore(&request, &mut |_| {}, &cancel).unwrap_err();
     let text = error.to_string();
     assert!(error.exit() == Exit::Incomplete && text.contains("neither") && text.contains("--force"), "{text}");

@@ -6,11 +6,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
 use common::{
-    COMPLETE, MIB, Place, UNFINISHED, allocated, assert_sentence, backup, backup_interrupted, content, restore, verify,
+    COMPLETE, MIB, Place, UNFINISHED, allocated, assert_sentence, backup, backup_interrupted, content, restore,
+    restoring, verify,
 };
 use tzero_api::Exit;
 use tzero_copy::{
-    Cancel, Copy, DamageKind, Error, ManifestFault, ModeUsed, Refusal, ResumeFault, Shortfall, StopCause, Verification,
+    Cancel, Copy, DamageKind, Error, ManifestFault, ModeUsed, Refusal, Removed, ResumeFault, Shortfall, StopCause,
+    Verification,
 };
 
 const SIZE: usize = 13 * MIB + 777;
@@ -283,8 +285,7 @@ fn an_interrupted_restore_changes_nothing() {
     let target = place.write("target", b"old");
     let cancel = tzero_copy::Cancel::new();
     cancel.cancel();
-    let request =
-        tzero_copy::RestoreRequest { copy: place.copy(), target: target.clone(), state: place.state(), force: true };
+    let request = restoring(&place, place.copy(), &target, true);
     let error = tzero_copy::restore(&request, &mut |_| {}, &cancel).unwrap_err();
     assert_eq!(error.exit(), Exit::Incomplete);
     assert_eq!(fs::read(&target).unwrap(), b"old");
@@ -343,7 +344,7 @@ fn copies_are_found_listed_rebuilt_and_removed() {
     assert_eq!(catalogue.list().unwrap().copies.len(), 20);
 
     let prefix = ids[3].to_string()[..20].to_owned();
-    assert_eq!(catalogue.remove_named(&prefix).unwrap(), ids[3]);
+    assert_eq!(catalogue.remove_named(&prefix).unwrap(), Removed::Copy(ids[3]));
     assert!(!image.exists() && !place.path("copies/3.img.tzero").exists());
     assert!(!place.path("copies/3.img.tzero-journal").exists());
     fs::write(place.path("copies/4.img"), b"something else").unwrap();
@@ -352,11 +353,11 @@ fn copies_are_found_listed_rebuilt_and_removed() {
     fs::remove_file(place.path("copies/5.img")).unwrap();
     fs::remove_file(place.path("copies/5.img.tzero")).unwrap();
     assert!(!catalogue.list().unwrap().copies.iter().find(|entry| entry.id == ids[5]).unwrap().present);
-    assert_eq!(catalogue.remove_named(&ids[5].to_string()).unwrap(), ids[5]);
+    assert_eq!(catalogue.remove_named(&ids[5].to_string()).unwrap(), Removed::Copy(ids[5]));
     assert_eq!(catalogue.list().unwrap().copies.len(), 18);
     // An interrupted removal is repeated.
     fs::remove_file(place.path("copies/6.img")).unwrap();
-    assert_eq!(catalogue.remove_named(&ids[6].to_string()).unwrap(), ids[6]);
+    assert_eq!(catalogue.remove_named(&ids[6].to_string()).unwrap(), Removed::Copy(ids[6]));
 }
 
 #[test]
@@ -392,8 +393,7 @@ fn a_restore_over_a_copy_leaves_no_manifest_that_speaks_of_it() {
     // A restore that does not come to its end leaves the copy that it would have replaced.
     let cancel = Cancel::new();
     cancel.cancel();
-    let (copy_of, target) = (copy.clone(), place.image());
-    let cancelled = tzero_copy::RestoreRequest { copy: copy_of, target, state: place.state(), force: true };
+    let cancelled = restoring(&place, copy.clone(), &place.image(), true);
     tzero_copy::restore(&cancelled, &mut |_| {}, &cancel).unwrap_err();
     assert!(verify(&place.copy()).is_good());
 

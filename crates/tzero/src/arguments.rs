@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use tzero_api::control::{LARGEST_GRAIN, SMALLEST_GRAIN};
 use tzero_api::{Name, NameError, Size, SizeError, SnapshotPath, is_private};
+use tzero_block::ByteRange;
 use tzero_daemon::{Address, AddressError};
 
 use crate::sockets::{self, TooLong};
@@ -21,6 +22,12 @@ pub(crate) enum ArgumentError {
     Grain,
     #[error("it leaves no room for originals: give at least one grain")]
     NoRoom,
+    #[error("it is not OFFSET+LENGTH, as 64M+4K is")]
+    Range,
+    #[error("it has no bytes: give it a length")]
+    NoBytes,
+    #[error("it ends behind anything that can be: no volume is that large")]
+    RangeEnd,
     #[error("snapshot names like it belong to backups: choose another")]
     Reserved,
     #[error("{0}")]
@@ -54,6 +61,17 @@ pub(crate) fn grain(text: &str) -> Result<Size, ArgumentError> {
 pub(crate) fn limit(text: &str) -> Result<Size, ArgumentError> {
     let size: Size = text.parse()?;
     if size.0 < SMALLEST_GRAIN { Err(ArgumentError::NoRoom) } else { Ok(size) }
+}
+
+/// A part of a volume: `OFFSET+LENGTH`.
+pub(crate) fn range(text: &str) -> Result<ByteRange, ArgumentError> {
+    let (offset, length) = text.split_once('+').ok_or(ArgumentError::Range)?;
+    let (Size(offset), Size(length)) = (offset.parse()?, length.parse()?);
+    match ByteRange::checked(offset, length) {
+        Some(range) if !range.is_empty() => Ok(range),
+        Some(_) => Err(ArgumentError::NoBytes),
+        None => Err(ArgumentError::RangeEnd),
+    }
 }
 
 /// A name for a new snapshot.
@@ -107,6 +125,10 @@ mod tests {
         assert!(new_snapshot("backup-0badcafe").is_err() && new_snapshot("backup").is_ok());
         assert!(address(&format!("unix:/{}", "x".repeat(107))).is_err());
         assert!(address(&format!("unix:/{}", "x".repeat(106))).is_ok());
+        for bad in ["", "5", "+", "1+", "+1", "1+0", "-1+4", "1+2+3", "1-2", "16777215P+1", "18446744073709551615+1"] {
+            assert!(range(bad).is_err(), "{bad}");
+        }
+        assert_eq!(range("1M+4K").unwrap(), ByteRange::new(1 << 20, 4096));
         assert!(something("".into()).is_err() && copy("-".into()).is_err() && copy("--".into()).is_ok());
     }
 

@@ -7,6 +7,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tzero_api::control::MOST_COMPONENTS;
 use tzero_api::{Name, Size, SnapshotPath};
+use tzero_block::ByteRange;
 use tzero_daemon::Address;
 
 use crate::arguments::{self, Deleted};
@@ -54,7 +55,7 @@ pub(crate) enum Command {
     /// Copies that were made
     #[command(subcommand)]
     Copy(Copy),
-    /// Write a copy back to a file or device
+    /// Write a copy back, to a file, a device, a volume or an NBD export
     Restore(Restore),
     /// How the daemon, its volumes and snapshots are
     Status(Status),
@@ -174,7 +175,7 @@ pub(crate) struct Backup {
     #[arg(required = true, value_name = "SOURCE", value_parser = OsStringValueParser::new().try_map(arguments::something))]
     pub(crate) source: Vec<OsString>,
 
-    /// Where the copy goes: image:PATH or PATH
+    /// Where the copy goes: image:PATH, PATH, or the URI of an NBD export
     #[arg(long = "to", value_name = "DEST", value_parser = OsStringValueParser::new().try_map(Destination::parse))]
     pub(crate) destination: Destination,
 
@@ -225,9 +226,17 @@ pub(crate) struct Restore {
     #[arg(value_parser = copy())]
     pub(crate) copy: OsString,
 
-    /// File or block device to write
+    /// Where to: a file or block device, volume:NAME, or the URI of an NBD export
     #[arg(long = "to", value_name = "TARGET", value_parser = OsStringValueParser::new().try_map(Target::parse))]
     pub(crate) target: Target,
+
+    /// Restore these bytes only, in place
+    #[arg(long, value_name = "OFFSET+LENGTH", value_parser = arguments::range)]
+    pub(crate) range: Vec<ByteRange>,
+
+    /// Read the target first, and write only what differs
+    #[arg(long)]
+    pub(crate) differing: bool,
 
     /// Overwrite a target that holds something
     #[arg(long)]
@@ -307,12 +316,13 @@ mod tests {
             "tzero backup v --to tape:x",
             "tzero backup v --to repo:x",
             "tzero backup v --to image:nbd+unix:///x",
-            "tzero restore x --to volume:v",
+            "tzero restore x --to volume:v@s",
             "tzero restore - --to y",
             "tzero copy prune --keep-last 1",
             "tzero copy verify x --source",
-            "tzero restore x --to y --range 0+1",
-            "tzero restore x --to y --differing",
+            "tzero restore x --to y --range 0-1",
+            "tzero restore x --to y --path /etc",
+            "tzero restore x --to y --in-place",
             "tzero clone create v x",
             "tzero bench",
         ] {

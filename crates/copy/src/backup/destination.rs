@@ -5,16 +5,19 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use tzero_api::StatePaths;
 use tzero_api::mover::{PROTOCOL, Request};
 use tzero_io::blocking;
+use tzero_nbd::Uri;
 
 use crate::backup::{BackupRequest, BackupSource};
 use crate::blank::is_blank;
 use crate::error::{FileAction, Refusal, ResumeFault};
 use crate::journal::{Claim, Journal, JournalHeader, Left};
 use crate::medium::Medium;
-use crate::opening::{open_device_for_writing, refuse_locked};
+use crate::opening::refuse_locked;
 use crate::placement::{Identity, lies_on};
+use crate::served::Served;
 use crate::session::Session;
 use crate::site::Site;
 use crate::{Catalogue, Copy, Error, Event, Notice, Observer, abandoned, opening};
@@ -45,12 +48,36 @@ pub(crate) fn inspect(site: &Site, request: &BackupRequest, volume: Option<&str>
 
 /// Refuses a destination that is or lies on the source, or that the source lies on.
 pub(crate) fn refuse_source(site: &Site, sources: &[Identity]) -> Result<(), Error> {
+    if site.is_export() {
+        // Only its server knows what it lies on: see `refuse_own_export`.
+        return Ok(());
+    }
     for source in sources {
         if lies_on(&site.image, source).map_err(Error::file(FileAction::Open, &site.image))? {
             return Err(Error::refused(&site.image, Refusal::IsSource));
         }
     }
     Ok(())
+}
+
+/// Refuses an export of the daemon of this state directory that is the source, or lies with it on the same bytes. What other servers'
+/// exports lie on cannot be seen from here; a base that a daemon serves is locked, but not every server asks for locks.
+pub(crate) fn refuse_own_export(uri: &Uri, request: &BackupRequest) -> Result<(), Error> {
+    let Some(served) = Served::ask(&StatePaths::new(request.state.clone()))? else { return Ok(()) };
+    let Some(export) = served.own(uri) else { return Ok(()) };
+    let base_of =
+        |name: &str| served.volumes().iter().find(|volume| volume.name.as_str() == name).map(|it| it.base.as_path());
+    let source = match &request.source {
+        BackupSource::Volume { volume, .. } => base_of(volume),
+        BackupSource::Path(path) => Some(path.as_path()),
+    };
+    let shares =
+        |one: &Path, other: &Path| Identity::of_path(other).and_then(|other| lies_on(one, &other)).unwrap_or(false);
+    let is_source = match (source, base_of(export)) {
+        (Some(source), Some(base)) => shares(source, base) || shares(base, source),
+        _ => request.source.volume() == export.split('@').next(),
+    };
+    if is_source { Err(Error::refused(uri.to_string().as_ref(), Refusal::ServesSource)) } else { Ok(()) }
 }
 
 /// What a resumed run goes on with.
@@ -120,24 +147,26 @@ async fn create_claimed(
         discard_unfinished(left, site, request, &header, observer).await?;
     }
     let size = header.volume.size;
-    let file = if site.device.is_some() {
-        let file = open_device_for_writing(&site.image, size)?;
+    let medium = if site.device.is_some() {
+        let medium = site.open_in_place(size).await?;
         let unfinished = left.is_some();
-        if !request.replace && !unfinished && !is_blank(&file).map_err(Error::file(FileAction::Read, &site.image))? {
+        if !request.replace
+            && !unfinished
+            && !is_blank(&medium, medium.whole()).await.map_err(Error::unread(&site.image))?
+        {
             return Err(Error::refused(&site.image, Refusal::NotBlank));
         }
         Catalogue::new(&request.state).retire(site)?;
         claim.clear().map_err(failed(FileAction::Write))?;
-        file
+        medium
     } else {
         site.discard_partial()?;
         claim.clear().map_err(failed(FileAction::Write))?;
         let file = site.create_partial(size)?;
         header.inode = Some(file.metadata().map_err(Error::file(FileAction::Open, &site.partial))?.ino());
-        file
+        Medium::over(file).map_err(Error::file(FileAction::Open, &site.partial))?
     };
     header.device = site.device.clone();
-    let medium = Medium::over(file).map_err(Error::file(FileAction::Open, &site.partial))?;
     let journal = claim.start(header).map_err(failed(FileAction::Create))?;
     Ok(Opened { medium, journal })
 }
@@ -205,14 +234,13 @@ pub(crate) fn enter(state: &Path, copy: &Copy, observer: Observer<'_>) {
 }
 
 /// Opens what an interrupted run was writing.
-pub(crate) fn reopen(site: &Site, header: &JournalHeader) -> Result<Medium, Error> {
+pub(crate) async fn reopen(site: &Site, header: &JournalHeader) -> Result<Medium, Error> {
     let gone = || Error::Resume { path: site.image.clone(), fault: ResumeFault::ImageGone };
     if let Some(device) = &header.device {
         if site.device.as_ref().map(|site| &site.key) != Some(&device.key) {
             return Err(gone());
         }
-        let device = open_device_for_writing(&site.image, header.volume.size)?;
-        return Medium::over(device).map_err(Error::file(FileAction::Open, &site.image));
+        return site.open_in_place(header.volume.size).await;
     }
     let options = &mut File::options();
     let file = match options.read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&site.partial) {

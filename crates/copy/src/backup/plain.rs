@@ -119,7 +119,7 @@ pub(crate) async fn backup(
     let identity = Identity::of_file(&plain.file).map_err(Error::file(FileAction::Open, &plain.path))?;
     destination::refuse_source(&site, &[identity])?;
     let Unfinished { medium, journal, records } = if request.resume {
-        match reopen(&plain, &site, request, &mut *observer)? {
+        match reopen(&plain, &site, request, &mut *observer).await? {
             Reopened::Declared(outcome) => return Ok(*outcome),
             Reopened::Unfinished(unfinished) => *unfinished,
         }
@@ -188,7 +188,12 @@ enum Reopened {
     Unfinished(Box<Unfinished>),
 }
 
-fn reopen(plain: &Plain, site: &Site, request: &BackupRequest, observer: Observer<'_>) -> Result<Reopened, Error> {
+async fn reopen(
+    plain: &Plain,
+    site: &Site,
+    request: &BackupRequest,
+    observer: Observer<'_>,
+) -> Result<Reopened, Error> {
     let fault = |fault| Error::Resume { path: site.image.clone(), fault };
     let (claim, left) = destination::claim_left(site, request)?;
     let Some(record) = &left.header.plain else { return Err(fault(ResumeFault::OtherSource)) };
@@ -204,7 +209,7 @@ fn reopen(plain: &Plain, site: &Site, request: &BackupRequest, observer: Observe
     if *record != plain.plain_record() || left.header.volume != plain.record() {
         return Err(fault(ResumeFault::SourceChanged));
     }
-    let medium = destination::reopen(site, &left.header)?;
+    let medium = destination::reopen(site, &left.header).await?;
     let journal = claim.resume(&left);
     Ok(Reopened::Unfinished(Box::new(Unfinished { medium, journal, records: left.records })))
 }

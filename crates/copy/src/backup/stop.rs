@@ -16,6 +16,7 @@ impl From<Error> for Stop {
         match error {
             // Of a flush too: what the run after this one finds is then compared, see `Journal::doubt`.
             error if error.is_full() => Self::Resumable(StopCause::Full),
+            error if error.is_link() => Self::Resumable(StopCause::Link(Box::new(error))),
             Error::Daemon { fault, .. } if fault.is_passing() => Self::Resumable(StopCause::Daemon(fault)),
             error => Self::Final(error),
         }

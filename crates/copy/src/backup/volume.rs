@@ -182,7 +182,7 @@ async fn resume(
         destination::tidy(&site, claim, request, &copy, observer);
         return Ok(outcome(Finished { copy, verified: false }));
     }
-    let medium = destination::reopen(&site, &header)?;
+    let medium = destination::reopen(&site, &header).await?;
     let opened = volume.open(resume).await.map_err(|fault| match fault {
         DaemonFault::Refused { code: FailureCode::Unknown, .. } => fault_of(ResumeFault::SnapshotGone),
         fault => Error::daemon(&volume.source_name())(fault),

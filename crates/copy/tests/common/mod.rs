@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tzero_copy::{
     BackupOutcome, BackupRequest, BackupSource, Cancel, Catalogue, Copy, Error, Event, ModeAsked, Phase,
-    RestoreRequest, Restored, Verification,
+    RestoreRequest, RestoreTarget, Restored, Verification,
 };
 
 pub const MIB: usize = 1 << 20;
@@ -140,8 +140,20 @@ pub fn verify(copy: &Copy) -> Verification {
 }
 
 pub fn restore(place: &Place, copy: Copy, target: &Path, force: bool) -> Result<Restored, Error> {
-    let request = RestoreRequest { copy, target: target.to_owned(), state: place.state(), force };
-    tzero_copy::restore(&request, &mut |_| {}, &Cancel::new())
+    tzero_copy::restore(&restoring(place, copy, target, force), &mut |_| {}, &Cancel::new())
+}
+
+/// A restore of a whole copy to a path.
+pub fn restoring(place: &Place, copy: Copy, target: &Path, force: bool) -> RestoreRequest {
+    RestoreRequest {
+        copy,
+        state: place.state(),
+        target: RestoreTarget::Path(target.to_owned()),
+        ranges: Vec::new(),
+        differing: false,
+        force,
+        job: None,
+    }
 }
 
 /// Bytes that a file takes on its medium.

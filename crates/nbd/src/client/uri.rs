@@ -104,6 +104,22 @@ impl Uri {
         &self.export
     }
 
+    /// The path of the server's unix socket, if it has one.
+    pub fn socket(&self) -> Option<&Path> {
+        match &self.server {
+            Server::Unix(path) => Some(path),
+            Server::Tcp { .. } => None,
+        }
+    }
+
+    /// Host and port of the server, if it listens on TCP.
+    pub fn host(&self) -> Option<(&str, u16)> {
+        match &self.server {
+            Server::Unix(_) => None,
+            Server::Tcp { host, port } => Some((host, *port)),
+        }
+    }
+
     /// Whether `text` is meant as a URI of this kind, valid or not: what a command line asks before it takes it for a path.
     pub fn is_meant(text: &str) -> bool {
         ["nbd:", "nbds:", "nbd+unix:", "nbds+unix:"].iter().any(|scheme| text.starts_with(scheme))

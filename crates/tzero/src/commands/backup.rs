@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tzero_api::control;
 use tzero_api::{ClientError, Code, Exit, Name, SnapshotPath, StatePaths};
-use tzero_copy::{BackupOutcome, BackupRequest, BackupSource, Cancel, ModeAsked};
+use tzero_copy::{BackupOutcome, BackupRequest, BackupSource, Cancel, Location, ModeAsked};
 
 use crate::cli::{Backup, Mode};
 use crate::commands::client;
@@ -27,7 +27,10 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
     };
     let source = Source::find(asked, state)?;
     let request = BackupRequest {
-        destination: recorded(&command.destination.path(&source.stem()), "the record of a copy names its image")?,
+        destination: match command.destination.place(&source.stem()) {
+            Location::Path(path) => recorded(&path, "the record of a copy names its image")?,
+            export => export.written(),
+        },
         source: source.for_mover(state),
         state: state.root().to_owned(),
         mode: match command.mode {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::json;
 use tzero_api::{Exit, Size, StatePaths};
-use tzero_copy::{Cancel, Catalogue, CopyId, CopySummary, Listing};
+use tzero_copy::{Cancel, Catalogue, CopySummary, Listing, Removed};
 
 use crate::cli::Copy;
 use crate::ending::Ending;
@@ -29,9 +29,16 @@ pub(crate) fn run(command: &Copy, state: &StatePaths, output: Output) -> Result<
         }
         Copy::Verify { copy } => verify(&find(copy, state)?, output),
         Copy::Remove { copy } => {
-            let id = remove(copy, state)?;
-            output.line(format!("copy {id} removed"));
-            output.result("copy", &json!({ "id": id, "removed": true }));
+            match remove(copy, state)? {
+                Removed::Copy(id) => {
+                    output.line(format!("copy {id} removed"));
+                    output.result("copy", &json!({ "id": id, "removed": true }));
+                }
+                Removed::Restore(id) => {
+                    output.line(format!("the interrupted restore {id} is forgotten; what it wrote to stays as it is"));
+                    output.result("restore", &json!({ "id": id, "removed": true }));
+                }
+            }
             Ok(Exit::AsAsked)
         }
     }
@@ -45,14 +52,14 @@ pub(crate) fn find(copy: &OsStr, state: &StatePaths) -> Result<tzero_copy::Copy,
     })
 }
 
-fn remove(copy: &OsStr, state: &StatePaths) -> Result<CopyId, Ending> {
+fn remove(copy: &OsStr, state: &StatePaths) -> Result<Removed, Ending> {
     let catalogue = Catalogue::new(state.root());
     if let Some(name) = copy.to_str() {
         return Ok(catalogue.remove_named(name)?);
     }
     let copy = find(copy, state)?;
     catalogue.remove(&copy)?;
-    Ok(copy.id())
+    Ok(Removed::Copy(copy.id()))
 }
 
 fn list(listing: &Listing, output: Output) {
