@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::mover::Destination;
+use crate::restores::RestoreRecord;
 use crate::{Name, OnFull, Place, Size};
 
 /// Smallest grain in bytes (R7).
@@ -171,6 +172,9 @@ pub struct Volume {
     pub connections: u64,
     /// How many snapshots stand.
     pub snapshots: u64,
+    /// Restores that overwrite it and are not declared: until then it is neither what it was nor a copy.
+    #[serde(default)]
+    pub restores: Vec<UnfinishedRestore>,
     /// What its operator should know although it is served, a sentence each.
     #[serde(default)]
     pub notices: Vec<String>,
@@ -312,6 +316,20 @@ pub struct Snapshot {
     pub readers: u64,
 }
 
+/// A restore that has begun to overwrite its target in place, and is not declared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnfinishedRestore {
+    /// What is on record of it.
+    #[serde(flatten)]
+    pub record: RestoreRecord,
+    /// Somebody is at it. Else it was interrupted.
+    pub running: bool,
+    /// The command that goes on with it.
+    pub resume: String,
+    /// The command that forgets it, and leaves the target as it is.
+    pub discard: String,
+}
+
 /// The daemon as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -327,6 +345,9 @@ pub struct Status {
     pub volumes: Vec<Volume>,
     /// All snapshots by volume and T0.
     pub snapshots: Vec<Snapshot>,
+    /// Restores that overwrite their target in place and are not declared, oldest first.
+    #[serde(default)]
+    pub restores: Vec<UnfinishedRestore>,
     /// What the operator should know of the daemon's own places, a sentence each.
     #[serde(default)]
     pub notices: Vec<String>,

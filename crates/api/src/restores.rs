@@ -19,7 +19,6 @@ pub const MOST_RECORDS: usize = 256;
 
 /// A restore that has begun to overwrite its target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RestoreRecord {
     /// [`RECORD_VERSION`].
     pub version: u32,

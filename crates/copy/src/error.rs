@@ -189,6 +189,13 @@ pub enum SourceFault {
     Released,
 }
 
+impl SourceFault {
+    /// Whether it is the link to a server that was cut.
+    pub(crate) fn is_link(&self) -> bool {
+        matches!(self, Self::Base(error) if tzero_nbd::ClientError::of(error).is_some())
+    }
+}
+
 /// A copy that can go on later.
 #[derive(Debug)]
 pub struct Incomplete {
@@ -585,6 +592,11 @@ impl Error {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Incomplete(_) | Self::Interrupted { .. } => Exit::Incomplete,
+            Self::Target { .. } | Self::Unread { .. } | Self::Unreadable { .. }
+                if self.may_pass() && !self.is_full() =>
+            {
+                Exit::Incomplete
+            }
             Self::Halted(halted) if halted.cause.may_pass() => Exit::Incomplete,
             Self::Halted(halted) => halted.cause.exit(),
             Self::Reserved { .. } | Self::InState { .. } | Self::Range { .. } | Self::Uri { .. } => Exit::Usage,
@@ -608,9 +620,8 @@ impl Error {
     pub(crate) fn is_link(&self) -> bool {
         match self {
             Self::Export { .. } => true,
-            Self::Target { source, .. } | Self::Unread { fault: SourceFault::Base(source), .. } => {
-                tzero_nbd::ClientError::of(source).is_some()
-            }
+            Self::Target { source, .. } => tzero_nbd::ClientError::of(source).is_some(),
+            Self::Unread { fault, .. } | Self::Unreadable { fault, .. } => fault.is_link(),
             _ => false,
         }
     }
@@ -619,7 +630,6 @@ impl Error {
     pub(crate) fn may_pass(&self) -> bool {
         match self {
             Self::Interrupted { .. } => true,
-            Self::Unreadable { fault: SourceFault::Base(error), .. } => tzero_nbd::ClientError::of(error).is_some(),
             Self::Served(error) => !matches!(error, tzero_api::ClientError::Refused(_)),
             _ => self.is_link() || self.is_full(),
         }

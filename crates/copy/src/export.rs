@@ -15,7 +15,7 @@ use crate::medium::Medium;
 /// Longest time for connecting and negotiating.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a broken link is tried again.
-const WITHIN: Duration = Duration::from_secs(30);
+const WITHIN: Duration = Duration::from_secs(10);
 /// A request that is not answered for so long counts as a broken link. Far above what a server needs for the 64 MiB between two flushes.
 const ANSWER: Duration = Duration::from_secs(120);
 

@@ -1,7 +1,7 @@
 //! Reading a copy again and comparing it with what it must be.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -116,7 +116,8 @@ pub fn verify(copy: &Copy, observer: Observer<'_>, cancel: &Cancel) -> Result<Ve
     let manifest = copy.manifest();
     let size_found = if copy.is_device() { medium.size().min(manifest.size()) } else { medium.size() };
     let expected = Expected { size: manifest.size(), chunk: manifest.chunk };
-    let comparison = runtime.block_on(compare(&medium, expected, manifest.digests.iter(), observer, cancel))?;
+    let comparison =
+        runtime.block_on(compare((&medium, copy.image()), expected, manifest.digests.iter(), observer, cancel))?;
     let Some(Comparison { good_bytes, damaged_chunks, damage }) = comparison else {
         return Err(Error::Interrupted { path: copy.image().to_owned(), what: "verified" });
     };
@@ -147,7 +148,7 @@ pub(crate) struct Comparison {
 
 /// Reads a medium and compares it. What was written must have been flushed. `None` when told to stop.
 pub(crate) async fn compare(
-    medium: &Medium,
+    (medium, path): (&Medium, &Path),
     expected: Expected,
     digests: impl Iterator<Item = ChunkDigest>,
     observer: Observer<'_>,
@@ -156,7 +157,8 @@ pub(crate) async fn compare(
     medium.forget(None);
     let Expected { size, chunk } = expected;
     let has = medium.size();
-    let mut judge = Judge { comparison: Comparison::default(), done: 0, total: size, observer, missing: Vec::new() };
+    let mut judge =
+        Judge { comparison: Comparison::default(), done: 0, total: size, observer, missing: Vec::new(), path };
     let mut missing = Vec::new();
     let steps = (0..).zip(digests).filter_map(|(index, expect)| {
         let range = chunk_range(index, chunk, size);
@@ -181,6 +183,7 @@ struct Judge<'a> {
     total: u64,
     observer: Observer<'a>,
     missing: Vec<ByteRange>,
+    path: &'a Path,
 }
 
 impl Judge<'_> {
@@ -209,6 +212,9 @@ impl Sink for Judge<'_> {
         match landed.outcome {
             Outcome::Good(_) => self.comparison.good_bytes += landed.range.len(),
             Outcome::Mismatch | Outcome::Unwritable(_) => self.damaged(landed.range, DamageKind::Altered),
+            Outcome::Unreadable(_, fault) if fault.is_link() => {
+                return Err(Error::Unread { path: self.path.to_owned(), fault });
+            }
             Outcome::Unreadable(..) => self.damaged(landed.range, DamageKind::Unreadable),
         }
         self.done += landed.range.len();

@@ -22,6 +22,7 @@ use tzero_originals::{Originals, SnapshotId};
 
 use crate::backups::Backups;
 use crate::refusal::Refusal;
+use crate::restores;
 use crate::scope;
 use crate::service::Daemon;
 use crate::threads::off_thread;
@@ -93,9 +94,10 @@ async fn unknown() -> Response {
 
 async fn status(State(daemon): Shared) -> Answer<Status> {
     let all = daemon.volumes.all();
-    let described = all.clone();
-    let volumes = off_thread(move || described.iter().map(|volume| volume.describe()).collect()).await;
+    let volumes = described_volumes(&daemon, all.clone()).await;
     let snapshots = describe_all(all).await;
+    let root = daemon.paths.root().to_owned();
+    let restores = off_thread(move || restores::unfinished(&root)).await;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
@@ -103,21 +105,33 @@ async fn status(State(daemon): Shared) -> Answer<Status> {
         nbd: daemon.addresses(),
         volumes,
         snapshots,
+        restores,
         notices: daemon.notices.clone(),
     }))
 }
 
 async fn volumes(State(daemon): Shared) -> Answer<Vec<control::Volume>> {
-    let all = daemon.volumes.all();
-    Ok(Json(off_thread(move || all.iter().map(|volume| volume.describe()).collect()).await))
+    Ok(Json(described_volumes(&daemon, daemon.volumes.all()).await))
 }
 
 async fn volume(State(daemon): Shared, Parts(name): Parts<String>) -> Answer<control::Volume> {
-    shown(daemon.volumes.get(&name.parse()?)?).await
+    let volume = daemon.volumes.get(&name.parse()?)?;
+    shown(&daemon, volume).await
 }
 
-async fn shown(volume: Arc<Volume>) -> Answer<control::Volume> {
-    Ok(Json(off_thread(move || volume.describe()).await))
+async fn shown(daemon: &Daemon, volume: Arc<Volume>) -> Answer<control::Volume> {
+    let described = described_volumes(daemon, vec![volume]).await;
+    Ok(Json(described.into_iter().next().expect("one volume has one description")))
+}
+
+async fn described_volumes(daemon: &Daemon, volumes: Vec<Arc<Volume>>) -> Vec<control::Volume> {
+    let state = daemon.paths.root().to_owned();
+    off_thread(move || {
+        let mut described: Vec<_> = volumes.iter().map(|volume| volume.describe()).collect();
+        restores::tell(&state, &mut described);
+        described
+    })
+    .await
 }
 
 async fn forecast(State(daemon): Shared, Parts(name): Parts<String>) -> Answer<Forecast> {
@@ -129,13 +143,13 @@ async fn add_volume(State(daemon): Shared, body: Body) -> Answer<control::Volume
     let request: AddVolume = parsed(body)?;
     let volume = daemon.volumes.add(&request).await?;
     tracing::info!(volume = %volume.name, "added");
-    shown(volume).await
+    shown(&daemon, volume).await
 }
 
 async fn remove_volume(State(daemon): Shared, Parts(name): Parts<String>) -> Answer<control::Volume> {
     let volume = daemon.volumes.remove(&name.parse()?).await?;
     tracing::info!(volume = %volume.name, "removed");
-    shown(volume).await
+    shown(&daemon, volume).await
 }
 
 async fn snapshots(State(daemon): Shared) -> Answer<Vec<Snapshot>> {

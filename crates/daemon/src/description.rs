@@ -62,6 +62,7 @@ impl Volume {
             declared: record.is_some_and(|record| record.declared),
             connections: self.connections(),
             snapshots: self.snapshots().len() as u64,
+            restores: Vec::new(),
             notices: Vec::new(),
         };
         described.size = described.bases.iter().map(|base| base.size).sum();

@@ -36,6 +36,7 @@ mod readiness;
 mod record;
 mod refusal;
 mod registration;
+mod restores;
 mod salvage;
 mod scope;
 mod service;

@@ -110,11 +110,11 @@ fn open_file_in_place(path: PathBuf, request: &RestoreRequest, selection: &Selec
     let file = open_file_for_writing(&path)?;
     let has = file.metadata().map_err(Error::file(FileAction::Open, &path))?.len();
     let needs = selection.end();
-    if has < needs {
-        return Err(Error::refused(&path, Refusal::TooShort { has, needs }));
-    }
     if !selection.is_part() && has != needs {
         return Err(Error::refused(&path, Refusal::OtherLength { has, needs }));
+    }
+    if has < needs {
+        return Err(Error::refused(&path, Refusal::TooShort { has, needs }));
     }
     in_place(path, file, false, request)
 }

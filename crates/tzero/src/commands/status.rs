@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tzero_api::control::{self, Snapshot, SnapshotState};
+use tzero_api::control::{self, Snapshot, SnapshotState, UnfinishedRestore};
 use tzero_api::{Exit, StatePaths, quoted};
 use tzero_copy::Timestamp;
 
@@ -74,7 +74,22 @@ fn show(status: &control::Status, output: Output) {
             snapshot.volume
         ));
     }
+    for restore in &status.restores {
+        output.line(unfinished(restore));
+    }
     output.result("status", &object(status, &interrupted));
+}
+
+/// A restore that is not declared, as a sentence.
+pub(crate) fn unfinished(restore: &UnfinishedRestore) -> String {
+    let UnfinishedRestore { record, running, resume, discard } = restore;
+    let what = format!("the restore of copy {} to {} that began at {}", record.copy, record.target, record.begun);
+    match running {
+        true => format!("{what} is running (process {})", record.by.pid),
+        false => format!(
+            "{what} was interrupted, and what it wrote to is neither what it was nor the copy: go on with `{resume}`, or leave it at that with `{discard}`"
+        ),
+    }
 }
 
 /// What can be done about an interrupted backup.
@@ -112,6 +127,6 @@ fn object(status: &control::Status, interrupted: &[&Snapshot]) -> Value {
     json!({
         "version": status.version, "pid": status.pid, "state": status.state, "nbd": status.nbd,
         "volumes": status.volumes, "snapshots": snapshots, "interrupted": interrupted,
-        "notices": status.notices,
+        "restores": status.restores, "notices": status.notices,
     })
 }

@@ -8,6 +8,7 @@ use tzero_api::{Exit, Place, Size, StatePaths};
 
 use crate::cli::{Volume, VolumeAdd};
 use crate::commands::client;
+use crate::commands::status::unfinished;
 use crate::ending::Ending;
 use crate::output::{Output, bytes};
 use crate::paths::recorded;
@@ -106,6 +107,9 @@ fn show(volume: &control::Volume, output: Output) {
     }
     for base in &volume.bases {
         output.line(format!("base        {} ({} bytes from {})", base.place, base.size, base.offset));
+    }
+    for restore in &volume.restores {
+        output.line(format!("restore     {}", unfinished(restore)));
     }
     output.line(format!("size        {} ({} bytes)", Size(volume.size), volume.size));
     output.line(format!("grain       {}", Size(volume.grain.into())));
