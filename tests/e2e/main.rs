@@ -23,6 +23,7 @@ mod moverlife;
 mod orders;
 mod postgres;
 mod reconnect;
+mod restores;
 mod snapshots;
 mod soak;
 mod sources;

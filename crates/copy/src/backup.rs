@@ -44,6 +44,7 @@ use tzero_io::{Backend, Runtime};
 use crate::error::FileAction;
 use crate::forbidden::refuse_forbidden;
 use crate::location::{Location, resolved};
+use crate::registry::refuse_registered_export;
 use crate::site::Site;
 use crate::{Cancel, CopySummary, Error, ModeAsked, Observer};
 
@@ -141,6 +142,7 @@ pub fn backup(request: &BackupRequest, observer: Observer<'_>, cancel: &Cancel) 
         }
         Location::Export(uri) => {
             let uri = resolved(&uri);
+            refuse_registered_export(&uri, &request.state)?;
             destination::refuse_own_export(&uri, request)?;
             Site::of_export(&uri, &request.state)
         }

@@ -10,8 +10,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 use tzero_api::{Name, Place, StatePaths};
+use tzero_nbd::Uri;
 
 use crate::error::{Error, FileAction, Holding};
+use crate::location;
 use crate::opening;
 use crate::placement::{Ground, Identity, resolved};
 
@@ -61,6 +63,24 @@ pub(crate) fn refuse_registered(path: &Path, ground: &Ground, state: &Path, copi
         if originals.is_some_and(|originals| is_there(&originals)) {
             return Err(refused(Holding::Originals));
         }
+    }
+    Ok(())
+}
+
+/// The same of an export, by the name that it has really: one that holds a base or originals of a registered volume.
+pub(crate) fn refuse_registered_export(uri: &Uri, state: &Path) -> Result<(), Error> {
+    let is_it = |place: &Place| {
+        let theirs = place.uri().and_then(|uri| uri.parse::<Uri>().ok());
+        theirs.is_some_and(|theirs| location::resolved(&theirs) == *uri)
+    };
+    for (volume, record) in registered(state)? {
+        let held = record.base.iter().chain(record.bases.iter().map(|base| &base.place)).any(is_it);
+        let holding = match held {
+            true => Holding::Base,
+            false if record.cache_dir.as_ref().is_some_and(is_it) => Holding::Originals,
+            false => continue,
+        };
+        return Err(Error::Registered { path: uri.to_string().into(), volume: volume.to_string(), holding });
     }
     Ok(())
 }
@@ -140,5 +160,25 @@ mod tests {
         }
         assert_eq!(refused("fast/v-1a.originals", None), Some(("v".into(), Holding::Originals)));
         assert_eq!((refused("new", None), refused("fast/new", None), refused("base", Some("v"))), (None, None, None));
+    }
+
+    #[test]
+    fn exports_are_known_by_the_socket_that_they_really_have() {
+        let root = tempfile::tempdir().unwrap();
+        let state = root.path().join("state");
+        fs::write(root.path().join("s"), "").unwrap();
+        std::os::unix::fs::symlink(root.path().join("s"), root.path().join("link")).unwrap();
+        let uri =
+            |socket: &str, export: &str| Uri::unix(&root.path().canonicalize().unwrap().join(socket), export).unwrap();
+        let (base, cache) = (uri("link", "disk").to_string(), uri("s", "cache").to_string());
+        register(&state, "v", &[Path::new("/dev/null"), Path::new(&base)], Some(Path::new(&cache)));
+        let refused = |uri: &Uri| match refuse_registered_export(uri, &state) {
+            Ok(()) => None,
+            Err(Error::Registered { holding, .. }) => Some(holding),
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(refused(&uri("s", "disk")), Some(Holding::Base));
+        assert_eq!(refused(&uri("s", "cache")), Some(Holding::Originals));
+        assert_eq!(refused(&uri("s", "other")), None);
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tzero_api::StatePaths;
 use tzero_api::mover::{PROTOCOL, Request};
@@ -65,18 +65,21 @@ pub(crate) fn refuse_source(site: &Site, sources: &[Identity]) -> Result<(), Err
 pub(crate) fn refuse_own_export(uri: &Uri, request: &BackupRequest) -> Result<(), Error> {
     let Some(served) = Served::ask(&StatePaths::new(request.state.clone()))? else { return Ok(()) };
     let Some(export) = served.own(uri) else { return Ok(()) };
-    let base_of =
-        |name: &str| served.volumes().iter().find(|volume| volume.name.as_str() == name).map(|it| it.base.as_path());
-    let source = match &request.source {
-        BackupSource::Volume { volume, .. } => base_of(volume),
-        BackupSource::Path(path) => Some(path.as_path()),
+    let bases_of = |name: &str| -> Vec<PathBuf> {
+        let volume = served.volumes().iter().find(|volume| volume.name.as_str() == name);
+        let places = volume.into_iter().flat_map(|volume| &volume.bases).filter_map(|base| base.place.path());
+        places.map(Path::to_owned).collect()
+    };
+    let sources = match &request.source {
+        BackupSource::Volume { volume, .. } => bases_of(volume),
+        BackupSource::Path(path) => vec![path.clone()],
     };
     let shares =
         |one: &Path, other: &Path| Identity::of_path(other).and_then(|other| lies_on(one, &other)).unwrap_or(false);
-    let is_source = match (source, base_of(export)) {
-        (Some(source), Some(base)) => shares(source, base) || shares(base, source),
-        _ => request.source.volume() == export.split('@').next(),
-    };
+    let targets = bases_of(export);
+    let mut pairs = sources.iter().flat_map(|source| targets.iter().map(move |target| (source, target)));
+    let is_source = request.source.volume() == export.split('@').next()
+        || pairs.any(|(source, target)| shares(source, target) || shares(target, source));
     if is_source { Err(Error::refused(uri.to_string().as_ref(), Refusal::ServesSource)) } else { Ok(()) }
 }
 

@@ -119,14 +119,9 @@ pub(crate) fn dismiss(path: &Path, state: &Path) -> Result<Option<String>, Error
     {
         return Ok(None);
     }
-    let file = match opening::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(Error::file(FileAction::Open, path))?,
-    };
-    match lock_patiently(&file) {
-        Ok(()) => {}
-        Err(LockError::Held) => return Err(Error::refused(path, Refusal::Running)),
-        Err(LockError::Failed(source)) => return Err(Error::file(FileAction::Lock, path)(source)),
+    let held = locked(path, || Error::refused(path, Refusal::Running))?;
+    if held.is_none() {
+        return Ok(None);
     }
     let id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     remove(path).map(|()| Some(id))
@@ -161,7 +156,8 @@ fn at_place(record: &RestoreRecord, state: &Path) -> Result<Vec<(RestoreRecord, 
         if !theirs.is_at(record) {
             continue;
         }
-        let Some(file) = locked(&path, record)? else { continue };
+        let busy = || Error::refused(record.target.as_ref(), Refusal::Busy);
+        let Some(file) = locked(&path, busy)? else { continue };
         notes.push((theirs, file));
     }
     Ok(notes)
@@ -175,14 +171,14 @@ fn read(path: &Path) -> Option<RestoreRecord> {
 }
 
 /// Its lock; `None` where its restore was declared meanwhile.
-fn locked(path: &Path, record: &RestoreRecord) -> Result<Option<File>, Error> {
+fn locked(path: &Path, busy: impl Fn() -> Error) -> Result<Option<File>, Error> {
     let file = match opening::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(Error::file(FileAction::Open, path))?,
     };
     match lock_patiently(&file) {
         Ok(()) => {}
-        Err(LockError::Held) => return Err(Error::refused(record.target.as_ref(), Refusal::Busy)),
+        Err(LockError::Held) => return Err(busy()),
         Err(LockError::Failed(source)) => return Err(Error::file(FileAction::Lock, path)(source)),
     }
     let here = file.metadata().map_err(Error::file(FileAction::Open, path))?;

@@ -28,6 +28,7 @@ use crate::location;
 use crate::medium::Medium;
 use crate::opening::{self, open_device_for_writing, open_file_for_writing, refuse_locked};
 use crate::placement::{Identity, lies_on};
+use crate::registry::refuse_registered_export;
 use crate::served::{Served, ServedVolume};
 use crate::site::Site;
 use crate::standing::Standing;
@@ -159,10 +160,7 @@ async fn open_volume(found: ServedVolume, request: &RestoreRequest, selection: &
     if !selection.is_part() && has != needs {
         return Err(Error::refused(&path, Refusal::OtherSize { has, needs }));
     }
-    let image = request.copy.image();
-    let base = Identity::of_path(&found.volume.base).ok();
-    let holds = base.map(|base| lies_on(image, &base)).transpose();
-    if !request.copy.is_export() && holds.map_err(Error::file(FileAction::Open, image))? == Some(true) {
+    if holds_the_copy(&found, request)? {
         return Err(Error::refused(&path, Refusal::HoldsCopy));
     }
     let medium = export::open_for_writing(&found.uri, Server::Ours, needs).await?;
@@ -170,6 +168,21 @@ async fn open_volume(found: ServedVolume, request: &RestoreRequest, selection: &
         return Err(Error::refused(&path, Refusal::OtherSize { has: medium.size(), needs: has }));
     }
     Ok(Place::InPlace(Box::new(InPlace { path, medium, standing: None, volume: Some(found), is_device: false })))
+}
+
+/// Whether the copy lies on the volume's own base.
+fn holds_the_copy(found: &ServedVolume, request: &RestoreRequest) -> Result<bool, Error> {
+    let image = request.copy.image();
+    if request.copy.is_export() {
+        return Ok(found.volume.bases.iter().any(|base| base.place.uri().is_some_and(|uri| Path::new(uri) == image)));
+    }
+    let bases = found.volume.bases.iter().filter_map(|base| Identity::of_path(base.place.path()?).ok());
+    for base in bases {
+        if lies_on(image, &base).map_err(Error::file(FileAction::Open, image))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn open_export(uri: &Uri, request: &RestoreRequest, selection: &Selection) -> Result<Place, Error> {
@@ -185,6 +198,7 @@ async fn open_export(uri: &Uri, request: &RestoreRequest, selection: &Selection)
         let found = blocking(move || ServedVolume::find(&name, &state)).await?;
         return open_volume(found, request, selection).await;
     }
+    refuse_registered_export(uri, &request.state)?;
     let path = PathBuf::from(uri.to_string());
     let site = Site::of_export(uri, &request.state);
     if request.copy.site.device.as_ref().map(|device| &device.key) == site.device.as_ref().map(|device| &device.key) {
