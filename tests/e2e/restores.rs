@@ -255,7 +255,8 @@ fn a_link_that_is_cut() {
     let scratch = Scratch::new();
     let base = scratch.random("base", SIZE, 6);
     let before = read(&base);
-    let daemon = Daemon::serving(&scratch, &base);
+    let mut daemon = Daemon::serving(&scratch, &base);
+    daemon.announce("a backup was interrupted");
     let copy = copied(&daemon, &scratch, SIZE, 7);
     let (disk, copied) = (scratch.sparse("disk", SIZE), scratch.sparse("copied", SIZE));
     let (server, uri) = slow(&scratch, &disk, "20ms");
