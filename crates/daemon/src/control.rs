@@ -180,12 +180,8 @@ async fn create_snapshot(State(daemon): Shared, Parts(name): Parts<String>, body
         .threads
         .run(move || async move { engine.create_snapshot_of(snapshot.as_str(), kind, scope.as_deref()).await });
     let info = created.await.map_err(|_| Refusal::Stopping)?.map_err(|error| refuse(&path, error))?;
-    if let Err(source) = keep_on_record(&volume).await {
-        // Nobody is told of a snapshot that may be gone tomorrow.
-        let (engine, id) = (Arc::clone(&volume.serving()?.engine), info.id);
-        let _ = daemon.threads.run(move || async move { engine.delete_snapshot(id).await }).await;
-        return Err(Refusal::NotDurable { path, source });
-    }
+    let copied = Arc::clone(&volume);
+    off_thread(move || copied.copy_snapshots()).await;
     tracing::info!(snapshot = %path, pause_us = info.pause_ns / 1000, "created");
     described(describe(&volume, info).await, path)
 }
@@ -254,17 +250,6 @@ fn find(daemon: &Daemon, (volume, snapshot): (String, String)) -> Result<(Arc<Vo
     let (volume, snapshot): (Name, Name) = (volume.parse()?, snapshot.parse()?);
     let found = daemon.volumes.get(&volume)?;
     Ok((found, SnapshotPath { volume, snapshot }))
-}
-
-/// Makes sure that the snapshots of now are there after a restart of the machine.
-async fn keep_on_record(volume: &Arc<Volume>) -> std::io::Result<()> {
-    let volume = Arc::clone(volume);
-    off_thread(move || {
-        volume.directory.sync_snapshots()?;
-        volume.copy_snapshots();
-        Ok(())
-    })
-    .await
 }
 
 fn described(description: Option<Snapshot>, path: SnapshotPath) -> Answer<Snapshot> {

@@ -85,8 +85,6 @@ pub(crate) enum Refusal {
     BaseShrank { volume: Name, path: PathBuf, size: u64, was: u64 },
     #[error("volume {volume} cannot be closed: {source}")]
     Close { volume: Name, source: std::io::Error },
-    #[error("the snapshot {path} cannot be made durable: {source}")]
-    NotDurable { path: SnapshotPath, source: std::io::Error },
     #[error("the snapshot {path} cannot be made or changed: {source}")]
     Snapshot { path: SnapshotPath, source: SnapshotError },
     #[error("the daemon is stopping: try again when it runs")]

@@ -122,6 +122,10 @@ impl Mapping for Words {
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
+
+    async fn durable(&self) -> io::Result<()> {
+        self.sync()
+    }
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ impl<P: Platform> Volume<P> {
     /// Takes a snapshot: from the moment this returns, its view reads what the volume held at one instant during the call. Changes that had
     /// completed before are in it, changes that start afterwards are not.
     ///
-    /// The pause is the arming: a few stores under the volume's lock, whatever the volume's size (R2).
+    /// The pause is the arming: a few stores under the volume's lock, whatever the volume's size (R2). The record is durable when this returns.
     ///
     /// # Errors
     /// When the name is not allowed or taken, there are too many, or the state cannot be written.
@@ -72,12 +72,13 @@ impl<P: Platform> Volume<P> {
             None => None,
         };
         let id = SnapshotId(self.platform.random_id());
-        if let Some(scope) = &scope {
-            scope::store(&self.storage, id, scope).map_err(SnapshotError::State)?;
-        }
-        self.platform.point(Point::CreatePrepared).await;
         let scoped = scope.is_some();
-        let snapshot = match self.arm(id, name, kind, scope) {
+        let stored = match &scope {
+            Some(scope) => scope::store(&self.storage, id, scope).await.map_err(SnapshotError::State),
+            None => Ok(()),
+        };
+        self.platform.point(Point::CreatePrepared).await;
+        let snapshot = match stored.and_then(|()| self.arm(id, name, kind, scope)) {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 if scoped {
@@ -88,6 +89,12 @@ impl<P: Platform> Volume<P> {
             }
         };
         self.platform.point(Point::Create).await;
+        if let Err(error) = self.table.durable().await {
+            // Nobody is told of a snapshot that may be gone tomorrow.
+            let _ = self.delete_snapshot(id).await;
+            return Err(SnapshotError::NotDurable(error));
+        }
+        self.platform.point(Point::CreateDurable).await;
         // Informational: where it cannot be stored the figure is lost at the next start, not the snapshot.
         let pause = snapshot.pause_ns.get().copied().unwrap_or(0);
         let _ = self.table.set_pause(snapshot.slot, pause);

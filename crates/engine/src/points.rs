@@ -53,6 +53,8 @@ points! {
     CreatePrepared = "create-prepared",
     /// The snapshot stands.
     Create = "create",
+    /// The record of a new snapshot is durable.
+    CreateDurable = "create-durable",
     /// A snapshot's record is cleared; its originals are still there.
     Delete = "delete",
     /// Some of what nobody needs is freed.
@@ -140,6 +142,8 @@ pub enum Planted {
     DeletedBreaks,
     /// A place in the map is taken for one of the first component, whatever its unit.
     UnitIgnored,
+    /// A clean stop is recorded before what it promises is durable.
+    CleanStopBeforeSync,
 }
 
 impl Planted {
@@ -172,6 +176,7 @@ impl Planted {
         Self::MarkerTooEarly,
         Self::DeletedBreaks,
         Self::UnitIgnored,
+        Self::CleanStopBeforeSync,
     ];
 }
 

@@ -82,7 +82,7 @@ impl<P: Platform> Volume<P> {
 
         // On record before the host's first change: from here on a stop that is not clean is one that loses.
         table.set_boot(options.boot_id, false).map_err(OpenError::State)?;
-        table.sync().map_err(OpenError::State)?;
+        table.sync().and_then(|()| storage.sync()).map_err(OpenError::State)?;
         let pending = Pending::new(grains.count());
         if snapshots.any_live() {
             pending.arm();

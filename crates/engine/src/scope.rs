@@ -30,10 +30,12 @@ pub(crate) fn checked(ranges: &[ByteRange], size: u64) -> Option<RangeSet> {
     (!ranges.is_empty()).then_some(scope)
 }
 
-/// Puts a scope on record.
-pub(crate) fn store<S: Storage>(storage: &S, id: SnapshotId, scope: &RangeSet) -> io::Result<()> {
+/// Puts a scope on record, durably.
+pub(crate) async fn store<S: Storage>(storage: &S, id: SnapshotId, scope: &RangeSet) -> io::Result<()> {
     let log = RangeLog::open_or_create(storage, &name(id))?;
-    scope.iter().try_for_each(|range| log.append(range))
+    scope.iter().try_for_each(|range| log.append(range))?;
+    log.durable().await?;
+    storage.names_durable().await
 }
 
 /// The scope on record.

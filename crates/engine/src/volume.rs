@@ -106,6 +106,8 @@ pub enum SnapshotError {
     Scope,
     /// The state cannot be written.
     State(std::io::Error),
+    /// The state cannot be made durable.
+    NotDurable(std::io::Error),
 }
 
 impl fmt::Display for SnapshotError {
@@ -118,6 +120,7 @@ impl fmt::Display for SnapshotError {
             Self::NotLive => f.write_str("the snapshot is broken or has ended"),
             Self::Scope => f.write_str("a scope must be parts of the volume that are not empty"),
             Self::State(source) => write!(f, "the snapshot's state cannot be written: {source}"),
+            Self::NotDurable(source) => write!(f, "the snapshot's state cannot be made durable: {source}"),
         }
     }
 }
@@ -125,7 +128,7 @@ impl fmt::Display for SnapshotError {
 impl std::error::Error for SnapshotError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::State(source) => Some(source),
+            Self::State(source) | Self::NotDurable(source) => Some(source),
             _ => None,
         }
     }
@@ -294,6 +297,10 @@ impl<P: Platform> Volume<P> {
     /// When a device fails: the stop is then not clean.
     pub async fn close(&self) -> Result<(), std::io::Error> {
         let failed = |error: tzero_block::Error| std::io::Error::other(error);
+        if self.platform.planted(crate::Planted::CleanStopBeforeSync) {
+            self.table.set_boot(self.boot_id, true)?;
+            self.table.sync()?;
+        }
         self.base.flush().await.map_err(failed)?;
         self.cache().flush().await.map_err(failed)?;
         self.originals.sync_map()?;

@@ -36,6 +36,8 @@ impl Directory {
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
         allocation::write_in_place(&file);
         let made = if len > 0 { fallocate(&file, 0, 0, len) } else { Ok(()) }
+            // Its length first: a name that outlives the machine has the whole file behind it.
+            .and_then(|()| file.sync_all())
             .and_then(|()| fs::rename(&unfinished, self.path.join(name)));
         if made.is_err() {
             let _ = fs::remove_file(&unfinished);
@@ -89,5 +91,9 @@ impl Storage for Directory {
 
     fn sync(&self) -> io::Result<()> {
         Directory::sync(self)
+    }
+
+    async fn names_durable(&self) -> io::Result<()> {
+        crate::file::File::new(File::open(&self.path)?, false).sync_data().await
     }
 }

@@ -39,7 +39,7 @@ enum Access {
 
 /// A file of words, mapped shared.
 pub struct MappedFile {
-    file: File,
+    file: crate::file::File,
     access: Access,
     base: *mut u8,
     reserved: u64,
@@ -73,6 +73,7 @@ impl MappedFile {
             _ => {}
         }
         let (base, reserved) = reserve(len)?;
+        let file = crate::file::File::new(file, false);
         let mapped = Self { file, access, base, reserved, len: AtomicU64::new(0), growing: Mutex::new(()) };
         mapped.map_up_to(len)?;
         Ok(mapped)
@@ -93,7 +94,7 @@ impl MappedFile {
                     (len - mapped) as usize,
                     protection,
                     libc::MAP_SHARED | libc::MAP_FIXED,
-                    self.file.as_raw_fd(),
+                    self.file.get().as_raw_fd(),
                     mapped as i64,
                 )
             };
@@ -119,7 +120,7 @@ impl MappedFile {
         let place = self.word(offset);
         match self.access {
             Access::Memory => place.store(word.to_le(), order),
-            Access::Write => self.file.write_all_at(&word.to_le_bytes(), offset)?,
+            Access::Write => self.file.get().write_all_at(&word.to_le_bytes(), offset)?,
             Access::ReadOnly => return Err(io::ErrorKind::PermissionDenied.into()),
         }
         Ok(())
@@ -151,7 +152,7 @@ impl Mapping for MappedFile {
             for (place, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
                 *place = word.to_le_bytes();
             }
-            self.file.write_all_at(&bytes[..8 * words.len()], offset)?;
+            self.file.get().write_all_at(&bytes[..8 * words.len()], offset)?;
         }
         Ok(())
     }
@@ -172,16 +173,22 @@ impl Mapping for MappedFile {
             return Err(io::ErrorKind::StorageFull.into());
         }
         match self.access {
-            Access::ReadOnly if self.file.metadata()?.len() < len => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Access::ReadOnly if self.file.get().metadata()?.len() < len => {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             Access::ReadOnly => {}
-            Access::Memory | Access::Write => fallocate(&self.file, 0, now, len - now)?,
+            Access::Memory | Access::Write => fallocate(self.file.get(), 0, now, len - now)?,
         }
         self.map_up_to(len)
     }
 
     fn sync(&self) -> io::Result<()> {
         // Dirty pages of a shared mapping are the file's own: one call covers both.
-        self.file.sync_all()
+        self.file.get().sync_all()
+    }
+
+    async fn durable(&self) -> io::Result<()> {
+        self.file.sync_data().await
     }
 }
 

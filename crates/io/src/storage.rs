@@ -10,6 +10,7 @@
 //!    `ENOSPC`. (SIGBUS never.)
 //! 5. Power loss is another matter: only [`Mapping::sync`] is durable against it.
 
+use std::future::Future;
 use std::io;
 
 /// A file of 64-bit little-endian words. Offsets are in bytes and multiples of 8.
@@ -60,6 +61,9 @@ pub trait Mapping: Send + Sync + 'static {
     /// # Errors
     /// When the device says so; nothing may then be concluded about any store since the last sync.
     fn sync(&self) -> io::Result<()>;
+
+    /// As [`Mapping::sync`], for whoever must not block the thread: what was stored when this is first polled is durable when it completes.
+    fn durable(&self) -> impl Future<Output = io::Result<()>>;
 }
 
 /// A place with named [`Mapping`]s: one directory, real or virtual.
@@ -68,7 +72,7 @@ pub trait Storage: Send + Sync + 'static {
     type Mapping: Mapping;
 
     /// Opens the mapping `name`, making it `len` zero bytes long (allocated) if it was not there; an existing one keeps
-    /// its length. Creation is atomic: after a crash the file is there in full length or not at all.
+    /// its length. Creation is atomic: after a crash, of the process or the machine, the file is there in full length or not at all.
     ///
     /// # Errors
     /// When the place cannot be read or has no space.
@@ -97,4 +101,7 @@ pub trait Storage: Send + Sync + 'static {
     /// # Errors
     /// When the device says so.
     fn sync(&self) -> io::Result<()>;
+
+    /// As [`Storage::sync`], for whoever must not block the thread.
+    fn names_durable(&self) -> impl Future<Output = io::Result<()>>;
 }

@@ -136,6 +136,14 @@ impl<M: Mapping> RangeLog<M> {
         self.mapping.publish(16, count + 1)
     }
 
+    /// Makes what was added durable against power loss.
+    ///
+    /// # Errors
+    /// When the device says so.
+    pub async fn durable(&self) -> io::Result<()> {
+        self.mapping.durable().await
+    }
+
     fn count(&self) -> u64 {
         self.mapping.load(16)
     }

@@ -407,6 +407,14 @@ impl<M: Mapping> SnapshotTable<M> {
         self.mapping.sync()
     }
 
+    /// As [`Self::sync`], without blocking.
+    ///
+    /// # Errors
+    /// When the device says so.
+    pub async fn durable(&self) -> io::Result<()> {
+        self.mapping.durable().await
+    }
+
     fn record_checksum(&self, at: u64) -> u64 {
         let words: Vec<u64> =
             [1, 2, 3, 4, 6, 7].into_iter().chain(10..19).map(|index| self.mapping.load(at + 8 * index)).collect();
@@ -477,6 +485,10 @@ mod tests {
 
         fn sync(&self) -> io::Result<()> {
             Ok(())
+        }
+
+        async fn durable(&self) -> io::Result<()> {
+            self.sync()
         }
     }
 

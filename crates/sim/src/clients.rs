@@ -124,7 +124,7 @@ impl Client {
     async fn change(&self, who: &str, kind: Kind, range: ByteRange, zeroes: Zeroes) {
         let scene = &self.scene;
         let (daemon, session) = self.connect().await;
-        let id = scene.oracle.submit(kind, range);
+        let id = scene.oracle.submit(kind, range, zeroes.fua && kind != Kind::Trim);
         let failures = || {
             let failed = |action| scene.base.failures(action);
             failed(Action::Write) + failed(Action::WriteZeroes) + failed(Action::Discard)
@@ -157,8 +157,11 @@ impl Client {
 
     async fn flush(&self, who: &str) {
         let (daemon, session) = self.connect().await;
-        if let Some(Err(error)) = self.scene.call_on(&daemon, who, async move { session.flush().await }).await {
-            fail(format!("{who}: the flush failed: {error}"));
+        let token = self.scene.oracle.flush_begins();
+        match self.scene.call_on(&daemon, who, async move { session.flush().await }).await {
+            None => {}
+            Some(Ok(())) => self.scene.oracle.flushed(&token),
+            Some(Err(error)) => fail(format!("{who}: the flush failed: {error}")),
         }
     }
 
@@ -228,6 +231,7 @@ fn request(
             }
             Kind::Zeroes => session.write_zeroes(range, zeroes).await,
             Kind::Trim => session.trim(range, zeroes.fua).await,
+            Kind::Loss => unreachable!("no client loses the machine's power"),
         }
     }
 }

@@ -14,6 +14,11 @@
 //! incarnation starts, lets each of the rest land wholly, in part (by sectors) or not at all, and nothing afterwards. The real
 //! thing has this from the lock on the open file: the next daemon cannot have it while requests of the dead one run.
 //! A request submitted by a dead process never existed.
+//!
+//! # Loss of power
+//! What was complete when a flush began is durable when it succeeds, and so is a write with FUA when it completes. Of the rest each sector is
+//! there as some request left it, or not: see [`crate::power`]. After a flush that failed, what it was to write is never certain again, as
+//! with Linux's page cache.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,14 +26,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tzero_block::{Action, ByteRange, Extent, Geometry};
 
 use crate::executor::{Crash, Process, after, is_dead, moment, record};
+use crate::power::Cut;
 use crate::random::{Random, mix};
 use crate::story::happens;
 
 mod handle;
+mod platter;
 mod request;
 mod row;
 
 pub use handle::DiskHandle;
+use platter::{Image, Platter, sectors_of};
 use request::{Request, Work};
 pub use row::{Row, RowHandle};
 
@@ -99,6 +107,7 @@ struct State {
     next: u64,
     injections: Vec<Injection>,
     failed: Vec<(Action, ByteRange)>,
+    platter: Platter,
     random: Random,
 }
 
@@ -119,6 +128,7 @@ impl Disk {
             next: 1,
             injections: Vec::new(),
             failed: Vec::new(),
+            platter: Platter::default(),
             random,
             options,
         })))
@@ -197,8 +207,25 @@ impl Disk {
             state.requests.iter().filter(|(_, request)| is_dead(request.process)).map(|(id, _)| *id).collect();
         for id in orphans {
             let Some(request) = state.requests.remove(&id) else { continue };
-            state.land_in_part(request);
+            state.land_in_part(id, request);
+            // Who opens the file next and flushes it flushes this, too.
+            state.platter.completes(id, None);
         }
+    }
+
+    /// The power is lost; [`Disk::settle`] came before.
+    pub fn lose_power(&self, cut: &Cut) {
+        let mut state = self.state();
+        for (sector, image) in state.platter.cut(cut) {
+            let range = state.sector(sector);
+            state.bytes[range.start() as usize..range.end() as usize].copy_from_slice(&image.bytes);
+            if image.allocated { state.allocate(range) } else { state.deallocate(range) }
+        }
+    }
+
+    /// Numbers of what is not durable, in no order.
+    pub fn logged(&self) -> Vec<u64> {
+        self.state().platter.numbers().collect()
     }
 
     /// Requests of `process` that have not landed.
@@ -212,7 +239,7 @@ impl Disk {
         let pieces = state.random.magnitude(4).min(request.pieces.len() as u64);
         for _ in 0..pieces {
             let Some(piece) = request.pieces.pop() else { break };
-            state.apply(&mut request, piece);
+            state.apply(id, &mut request, piece);
         }
         if !request.pieces.is_empty() {
             let delay = state.delay();
@@ -221,7 +248,7 @@ impl Disk {
             return self.schedule(id, delay);
         }
         record(mix(id) ^ request.range.start() ^ request.range.len() << 32);
-        state.finish(&mut request);
+        state.finish(id, &mut request);
         happens(|| {
             let (name, action, result) = (state.options.name, name_of(request.action()), request.result);
             format!("{name}: {action} of {} by {:?}: {result:?}", request.range, request.process)
@@ -283,7 +310,33 @@ impl State {
         self.allocated_sectors + needed > limit
     }
 
-    fn apply(&mut self, request: &mut Request, piece: ByteRange) {
+    fn sector(&self, sector: usize) -> ByteRange {
+        let start = sector as u64 * SECTOR;
+        ByteRange::between(start, (start + SECTOR).min(self.options.size))
+    }
+
+    fn image(&self, sector: usize) -> Image {
+        let range = self.sector(sector);
+        let bytes = self.bytes[range.start() as usize..range.end() as usize].to_vec();
+        Image { bytes, allocated: self.allocated[sector] }
+    }
+
+    fn apply(&mut self, id: u64, request: &mut Request, piece: ByteRange) {
+        if !request.changes() {
+            return self.perform(request, piece);
+        }
+        for sector in sectors_of(piece) {
+            let now = self.image(sector);
+            self.platter.touch(sector, || now);
+        }
+        self.perform(request, piece);
+        for sector in sectors_of(piece) {
+            let image = self.image(sector);
+            self.platter.log(sector, id, image);
+        }
+    }
+
+    fn perform(&mut self, request: &mut Request, piece: ByteRange) {
         let place = piece.start() as usize..piece.end() as usize;
         let inside = (piece.start() - request.range.start()) as usize;
         let inside = inside..inside + piece.len() as usize;
@@ -307,14 +360,22 @@ impl State {
                     self.deallocate(piece);
                 }
             }
-            Work::Flush | Work::Extents(_) => {}
+            Work::Flush(_) | Work::Extents(_) => {}
         }
     }
 
-    fn finish(&mut self, request: &mut Request) {
+    fn finish(&mut self, id: u64, request: &mut Request) {
         if let Some(code) = request.fails {
             request.result = Err(code);
             self.failed.push((request.action(), request.range));
+        }
+        match &request.work {
+            Work::Flush(_) if request.fails.is_some() => self.platter.flush_failed(),
+            Work::Flush(covered) => self.platter.flushed(covered),
+            _ => {
+                let durable = request.fua && request.fails.is_none();
+                self.platter.completes(id, durable.then(|| Self::sectors(request.range)));
+            }
         }
         if let Work::Extents(found) = &mut request.work {
             for piece in request.range.pieces(SECTOR) {
@@ -327,7 +388,7 @@ impl State {
         }
     }
 
-    fn land_in_part(&mut self, mut request: Request) {
+    fn land_in_part(&mut self, id: u64, mut request: Request) {
         if request.done || !request.changes() {
             return;
         }
@@ -335,7 +396,7 @@ impl State {
         for piece in std::mem::take(&mut request.pieces) {
             for sector in piece.pieces(SECTOR) {
                 if self.random.chance(percent) {
-                    self.apply(&mut request, sector);
+                    self.apply(id, &mut request, sector);
                 }
             }
         }
@@ -356,8 +417,8 @@ impl State {
         suffered
     }
 
-    fn submit(&mut self, process: Process, range: ByteRange, work: Work) -> (u64, u64) {
-        let mut request = Request::new(process, range, work, &mut self.random);
+    fn submit(&mut self, process: Process, range: ByteRange, work: Work, fua: bool) -> (u64, u64) {
+        let mut request = Request::new(process, range, work, fua, &mut self.random);
         let mut delay = self.delay();
         match self.suffer(request.action()) {
             Some(Effect::Fail) => request.fails = Some(EIO),
@@ -374,6 +435,12 @@ impl State {
         }
         let id = self.next;
         self.next += 1;
+        if let Work::Flush(covered) = &mut request.work {
+            *covered = self.platter.flush_begins();
+        }
+        if request.changes() {
+            self.platter.begins(id);
+        }
         self.requests.insert(id, request);
         (id, delay)
     }

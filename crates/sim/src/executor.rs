@@ -393,6 +393,11 @@ pub fn now_ns() -> u64 {
     current().now.get()
 }
 
+/// A number that is larger than any before it: the clock of what is logged.
+pub fn serial() -> u64 {
+    current().number()
+}
+
 /// Draws from the executor's stream.
 pub fn draw<T>(from: impl FnOnce(&mut Random) -> T) -> T {
     from(&mut current().random.borrow_mut())

@@ -9,8 +9,9 @@
 //!                              └──▶ oracle ◀── admissions ───────────────┘                             └──▶ executor
 //! ```
 //!
-//! Deliberately absent: power loss with lost writes (only process death is modelled; a reboot without a clean stop is, as a state that breaks
-//! snapshots), threads, and every protocol.
+//! A death may be the machine's: then what was not flushed is there or not, on every device ([`power`]).
+//!
+//! Deliberately absent: threads, and every protocol.
 
 pub mod clients;
 pub mod contents;
@@ -21,6 +22,7 @@ pub mod oracle;
 pub mod outboard;
 pub mod plan;
 pub mod platform;
+pub mod power;
 pub mod quiet;
 pub mod races;
 pub mod random;

@@ -50,7 +50,7 @@ pub struct Pace {
 /// Begins a copy, or takes up an interrupted one.
 pub async fn backup(scene: &Rc<Scene>, who: &str, pace: Pace, keep: bool) {
     let Some(known) = take_up_or_begin(scene, who, keep).await else { return };
-    let process = Process::start();
+    let process = scene.start_mover();
     let mover = Mover { scene: Rc::clone(scene), who: format!("{who}, mover"), process, pace };
     let (number, id) = (known.number, known.id);
     let good = spawn_joined(process, mover.who.clone(), async move { mover.run(&known).await }).await;

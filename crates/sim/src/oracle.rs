@@ -18,6 +18,10 @@
 //! has *pinned* it: every later read of the same n, by anyone, over crashes too, must be the same, and candidates of larger n
 //! start from it. At the end every pin is checked again against what became known after it.
 //!
+//! # Loss of power
+//! is one more entry in the history of every cell, after which the cell may hold: what it held when the last flush that succeeded began, or any
+//! change since, acknowledged or not. A change with FUA is as if it had been flushed. What snapshots from before it stand for does not change.
+//!
 //! Deliberately absent: how the engine does it. The oracle knows no grain, entry, bit or slot.
 
 use std::cell::Cell as StdCell;
@@ -51,6 +55,13 @@ pub struct ReadToken {
     started: u64,
 }
 
+/// A flush that is under way.
+#[derive(Debug)]
+pub struct FlushToken {
+    began: u64,
+    incarnation: u32,
+}
+
 /// When an epoch was: in which incarnation of the daemon, and its number there. Ordered by time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment {
@@ -74,6 +85,8 @@ pub(crate) struct Model {
     finished_epoch: u64,
     /// The largest epoch of a snapshot whose creation was acknowledged.
     created_epoch: u64,
+    /// When the last flush of the host's began that has succeeded.
+    flushed: u64,
 }
 
 /// The judge. Clones share one model.
@@ -115,6 +128,7 @@ impl Oracle {
             admitted_epoch: 0,
             finished_epoch: 0,
             created_epoch: 0,
+            flushed: 0,
         })))
     }
 
@@ -128,12 +142,12 @@ impl Oracle {
     }
 
     /// A client is about to submit a change.
-    pub fn submit(&self, kind: Kind, range: ByteRange) -> ChangeId {
+    pub fn submit(&self, kind: Kind, range: ByteRange, fua: bool) -> ChangeId {
         let mut model = self.model();
         let submitted = model.tick();
         let cells = model.cells.of(range);
         let epoch_before = model.created_epoch;
-        model.changes.push(Change::new(kind, cells, submitted, epoch_before));
+        model.changes.push(Change { fua, ..Change::new(kind, cells, submitted, epoch_before) });
         ChangeId(model.changes.len() as u32)
     }
 
@@ -190,6 +204,40 @@ impl Oracle {
                 return fail(complaint);
             }
         }
+    }
+
+    /// A flush is about to be asked for.
+    pub fn flush_begins(&self) -> FlushToken {
+        let mut model = self.model();
+        FlushToken { began: model.tick(), incarnation: model.incarnation }
+    }
+
+    /// It has succeeded.
+    pub fn flushed(&self, token: &FlushToken) {
+        let mut model = self.model();
+        model.tick();
+        // An answer that was on its way when the machine died says nothing of what came back.
+        if token.incarnation == model.incarnation {
+            model.flushed = model.flushed.max(token.began);
+        }
+    }
+
+    /// The machine has lost its power; the daemon's death is known already.
+    pub fn lost_power(&self) {
+        let mut model = self.model();
+        let now = model.tick();
+        let cells = 0..model.by_cell.len();
+        let moment = Moment { incarnation: model.incarnation - 1, epoch: u64::MAX };
+        let mut loss = Change::new(Kind::Loss, cells.clone(), now, 0);
+        loss.admitted = Some(moment);
+        loss.finish(Outcome::Unknown, now);
+        model.changes.push(loss);
+        let id = ChangeId(model.changes.len() as u32);
+        for index in cells {
+            let may_hold = model.left_by_loss(index);
+            model.by_cell[index].lose(id, may_hold, now);
+        }
+        model.flushed = now;
     }
 
     /// A client is about to read from the host export.
@@ -277,6 +325,14 @@ impl Oracle {
     }
 }
 
+/// What is known when it is asked what a cell may hold.
+struct Knowledge {
+    as_of: u64,
+    below: Option<usize>,
+    /// Whether a change had certainly replaced what was there.
+    of: fn(&Change, u64) -> bool,
+}
+
 fn seen(candidates: &[Version], index: usize, cell: &[u8]) -> Option<Version> {
     candidates.iter().copied().find(|version| holds(*version, index, cell))
 }
@@ -303,21 +359,34 @@ impl Model {
     /// What a cell may hold after its first `count` changes, for a reader who knows what was over at `as_of`. With `below`, pins of that
     /// many changes and more are not used.
     fn candidates(&self, index: usize, count: usize, as_of: u64, below: Option<usize>) -> Vec<Version> {
+        self.left(index, count, Knowledge { as_of, below, of: Change::overwrites })
+    }
+
+    /// What a cell may hold after a loss of power.
+    fn left_by_loss(&self, index: usize) -> Vec<Version> {
+        let count = self.by_cell[index].history.len();
+        self.left(index, count, Knowledge { as_of: self.flushed, below: None, of: Change::overwrites_durably })
+    }
+
+    fn left(&self, index: usize, count: usize, knowledge: Knowledge) -> Vec<Version> {
+        let Knowledge { as_of, below, of } = knowledge;
         let cell = &self.by_cell[index];
-        let pin = cell
-            .pins
-            .iter()
-            .rev()
-            .find(|pin| pin.count <= count && pin.at <= as_of && below.is_none_or(|below| pin.count < below));
-        let (start, base) = pin.map_or((0, cell.first), |pin| (pin.count, pin.version));
+        let since = cell.loss_before(count);
+        let pin = cell.pins.iter().rev().find(|pin| {
+            pin.count <= count
+                && pin.at <= as_of
+                && below.is_none_or(|below| pin.count < below)
+                && since.is_none_or(|(lost, _)| pin.count >= *lost)
+        });
+        let (start, first) = match (pin, since) {
+            (Some(pin), _) => (pin.count, vec![pin.version]),
+            (None, Some((lost, may_hold))) => (*lost, may_hold.clone()),
+            (None, None) => (0, vec![cell.first]),
+        };
         let entries = &cell.history[start..count];
         let change = |id: &ChangeId| &self.changes[id.0 as usize - 1];
-        let newest =
-            entries.iter().map(change).filter(|change| change.overwrites(as_of)).map(|change| change.submitted).max();
-        let mut candidates = Vec::with_capacity(entries.len() + 1);
-        if newest.is_none() {
-            candidates.push(base);
-        }
+        let newest = entries.iter().map(change).filter(|change| of(change, as_of)).map(|change| change.submitted).max();
+        let mut candidates = if newest.is_none() { first } else { Vec::with_capacity(entries.len()) };
         for id in entries {
             let overwritten = newest.is_some_and(|newest| change(id).over.is_some_and(|over| over.1 < newest));
             if !overwritten {

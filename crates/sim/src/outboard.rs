@@ -28,7 +28,7 @@ pub struct Pace {
 /// Makes one, by a process of its own.
 pub async fn copy(scene: &Rc<Scene>, who: &str, pace: Pace) {
     let Some(known) = snapshots::create(scene, who, Wanted::private(false)).await else { return };
-    let process = Process::start();
+    let process = scene.start_mover();
     let task = {
         let (scene, who, known) = (Rc::clone(scene), format!("{who}, outboard"), known.clone());
         async move { run(&scene, &who, process, &known, pace).await }

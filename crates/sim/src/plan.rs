@@ -10,6 +10,7 @@ use tzero_originals::{MapShape, OnFull};
 use crate::contents::Cells;
 use crate::disk::{Effect, Latency};
 use crate::executor::{Chaos, CrashPlan};
+use crate::power::Loss;
 use crate::random::Random;
 use crate::storage::StorageCall;
 
@@ -212,6 +213,8 @@ pub enum End {
         after_ops: u64,
         /// The boot id is another one afterwards.
         reboot: bool,
+        /// It is killed while it stops, at the moment of this kind and number from then on.
+        killed: Option<CrashPlan>,
     },
 }
 
@@ -230,8 +233,8 @@ pub struct Plan {
     pub actors: Vec<Actor>,
     /// The incarnations that end before the last.
     pub ends: Vec<End>,
-    /// The machine, not only the daemon, stops at these kills: snapshots break.
-    pub power_loss: Vec<bool>,
+    /// The machine, not only the daemon, stops at these ends, and loses what was not flushed.
+    pub power_loss: Vec<Option<Loss>>,
     /// Starts once more at the end, cleanly, before the last look at everything.
     pub restart_at_end: bool,
 }
@@ -262,7 +265,10 @@ impl Plan {
             _ => false,
         };
         let faulty = self.actors.iter().flat_map(|actor| &actor.ops).any(|(_, op)| faulty(op));
-        faulty || self.shape.cache_scarce || self.shape.longest_save_ns < PATIENT_NS || self.power_loss.contains(&true)
+        faulty
+            || self.shape.cache_scarce
+            || self.shape.longest_save_ns < PATIENT_NS
+            || self.power_loss.iter().any(Option::is_some)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tzero_engine::{Event, Planted, Platform, Point};
 
@@ -33,6 +33,8 @@ pub struct SimPlatform {
     pub savings: Savings,
     /// What is done wrong on purpose.
     pub planted: Option<Planted>,
+    /// Everything that a clean stop promises is durable.
+    pub close_synced: Arc<AtomicBool>,
     /// Longest wait for the cache.
     pub longest_save: u64,
     /// Ids given out so far, over all incarnations.
@@ -68,6 +70,7 @@ impl Platform for SimPlatform {
         match point {
             Point::Claimed => self.races.saving(true),
             Point::Bit => self.races.saving(false),
+            Point::CloseSynced => self.close_synced.store(true, Ordering::Relaxed),
             _ => {}
         }
         interleave(point as u32).await;

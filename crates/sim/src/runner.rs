@@ -9,6 +9,7 @@ use tzero_engine::Planted;
 
 use crate::executor::{Crash, CrashPlan};
 use crate::plan::{End, Plan};
+use crate::power::Loss;
 use crate::races::Race;
 use crate::random::mix;
 use crate::schedule::{self, Verdict, add};
@@ -60,7 +61,7 @@ pub fn sweep(seed: u64, stride: u64, threads: usize, planted: Option<Planted>) -
             let Some(kill) = kills.get(next.fetch_add(1, Ordering::Relaxed) as usize) else { break };
             let mut plan = plan.clone();
             plan.ends.push(End::Kill(*kill));
-            plan.power_loss.push(false);
+            plan.power_loss.push(None);
             if let Some(failure) = schedule::run(&plan, planted).failure {
                 failed.lock().expect("no schedule panics while it is counted").get_or_insert((*kill, failure));
             }
@@ -73,6 +74,42 @@ pub fn sweep(seed: u64, stride: u64, threads: usize, planted: Option<Planted>) -
     });
     let failed = failed.into_inner().expect("no schedule panics while it is counted");
     (next.into_inner().min(kills.len() as u64), failed)
+}
+
+/// A small schedule of a seed, and a moment somewhere in it.
+pub fn small(seed: u64) -> (Plan, CrashPlan) {
+    let mut plan = Plan::new(seed_of(seed, 0));
+    plan.retain(|id| id.0 % 5 == 0);
+    (plan.ends, plan.power_loss) = (Vec::new(), Vec::new());
+    let whole = schedule::run(&plan, None);
+    let at = Crash::ALL[(seed % Crash::ALL.len() as u64) as usize];
+    let count = whole.moments[at as usize].max(1);
+    (plan, CrashPlan { at, number: 1 + mix(seed) % count })
+}
+
+/// Loses the power of one schedule at one moment, with every prefix in turn of what was not durable then, up to `most` of them. Gives how
+/// many runs that were, and what failed first.
+pub fn every_prefix(
+    plan: &Plan,
+    kill: CrashPlan,
+    most: u64,
+    planted: Option<Planted>,
+) -> (u64, Option<(Loss, String)>) {
+    let run = |loss| {
+        let mut plan = plan.clone();
+        (plan.ends, plan.power_loss) = (vec![End::Kill(kill)], vec![Some(loss)]);
+        schedule::run(&plan, planted)
+    };
+    let whole = run(Loss::Last(0));
+    let mut runs = 1;
+    for lost in 0..=whole.logged.min(most) {
+        let loss = Loss::Last(lost);
+        if let Some(failure) = if lost == 0 { whole.failure.clone() } else { run(loss).failure } {
+            return (runs, Some((loss, failure)));
+        }
+        runs += 1;
+    }
+    (runs, None)
 }
 
 /// Runs `count` schedules of the run `seed` on `threads` threads; stops after `most_failures`. `progress` is called now and then with how many are done.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tzero_block::{Action, ByteRange};
 use tzero_engine::{Planted, Recovered, SnapshotInfo, SnapshotState, Volume, VolumeOptions};
@@ -17,11 +17,12 @@ use tzero_originals::{BrokenReason, Components, OnFull, RangeSet, SnapshotId};
 
 use crate::contents::{Cells, Version};
 use crate::disk::{DiskOptions, Row};
-use crate::executor::{Process, fail, is_dead, note, spawn, spawn_joined};
+use crate::executor::{Process, die, fail, is_dead, note, spawn, spawn_joined};
 use crate::mover::Copy;
 use crate::oracle::{Oracle, Standing};
 use crate::plan::{MOST_COMPONENTS, Plan, Shape};
 use crate::platform::SimPlatform;
+use crate::power::{Cut, Loss};
 use crate::races::{Doing, Race, Races};
 use crate::random::mix;
 use crate::savings::Savings;
@@ -101,11 +102,17 @@ pub struct Scene {
     pub stopped: Cell<bool>,
     /// The last incarnation, alive or dead.
     pub process: Cell<Option<Process>>,
+    /// Movers, alive or dead.
+    pub movers: RefCell<Vec<Process>>,
+    /// How much was not durable when the power was lost last.
+    pub logged: Cell<u64>,
     /// Number of the running boot.
     pub boot: Cell<u8>,
     /// The fault that is planted.
     pub planted: Option<Planted>,
     ids: Arc<AtomicU64>,
+    /// The last daemon died with everything durable that a clean stop promises, so that it may be on record.
+    close_synced: Arc<AtomicBool>,
     daemon: RefCell<Option<Daemon>>,
     known: RefCell<BTreeMap<u32, Known>>,
     next_snapshot: Cell<u32>,
@@ -141,9 +148,12 @@ impl Scene {
             corrupted: Cell::new(false),
             stopped: Cell::new(false),
             process: Cell::new(None),
+            movers: RefCell::default(),
+            logged: Cell::new(0),
             boot: Cell::new(1),
             planted,
             ids: Arc::new(AtomicU64::new(1)),
+            close_synced: Arc::default(),
             daemon: RefCell::default(),
             known: RefCell::default(),
             next_snapshot: Cell::new(1),
@@ -205,6 +215,13 @@ impl Scene {
     ) -> Option<T> {
         let daemon = self.daemon().await;
         self.call_on(&daemon, name, request(Arc::clone(&daemon.volume))).await
+    }
+
+    /// A process of a mover, which the machine's death is the death of.
+    pub fn start_mover(&self) -> Process {
+        let process = Process::start();
+        self.movers.borrow_mut().push(process);
+        process
     }
 
     /// A number for a new snapshot.
@@ -308,6 +325,7 @@ impl Scene {
             savings: Savings::default(),
             planted: self.planted,
             ids: Arc::clone(&self.ids),
+            close_synced: Arc::clone(&self.close_synced),
             longest_save: self.plan.shape.longest_save_ns,
         };
         let Shape { grain, components, .. } = &self.plan.shape;
@@ -356,7 +374,7 @@ impl Scene {
             if broken && !self.plan.may_break() {
                 fail(format!("snapshot {number} is broken after a restart without a reason: {:?}", info.state));
             }
-            if !broken && self.power_lost.get() {
+            if !broken && self.power_lost.get() && !self.close_synced.load(Ordering::Relaxed) {
                 fail(format!("snapshot {number} is live after the power was lost"));
             }
             found.push((number, info.epoch.0, broken));
@@ -376,9 +394,9 @@ impl Scene {
         if recovered.damaged > 0 {
             fail(format!("{} entries of the map were damaged by a death of the process", recovered.damaged));
         }
-        self.power_lost.set(false);
         self.served.set(true);
-        self.oracle.recovered(&found);
+        self.close_synced.store(false, Ordering::Relaxed);
+        self.oracle.recovered(&found, self.power_lost.take());
         let maintained = Arc::clone(&volume);
         spawn(process, "daemon: maintain".into(), false, async move { maintained.maintain().await });
         *self.daemon.borrow_mut() = Some(Daemon { process, volume, busy: Rc::default() });
@@ -400,8 +418,29 @@ impl Scene {
         self.announce();
     }
 
-    /// The machine stopped, too. Snapshots are lost with it if the daemon had served since the last clean stop.
-    pub fn lose_power(&self) {
+    /// The machine stopped, too, and with it every mover. Snapshots are lost with it if the daemon had served since the last clean stop.
+    pub fn lose_power(&self, loss: Loss) {
+        for mover in self.movers.take() {
+            die(mover);
+        }
+        self.base.settle();
+        self.cache.settle();
+        let mut logged = self.base.logged();
+        logged.extend(self.cache.logged());
+        logged.extend(self.directory.logged());
+        logged.sort_unstable();
+        self.logged.set(logged.len() as u64);
+        let cut = match loss {
+            Loss::Sampled => Cut::sampled(self.plan.run_seed),
+            Loss::Last(count) => match logged.len().checked_sub(count as usize) {
+                None | Some(0) => Cut::Before(0),
+                Some(kept) => Cut::Before(logged[kept - 1] + 1),
+            },
+        };
+        self.base.lose_power(&cut);
+        self.cache.lose_power(&cut);
+        self.directory.lose_power(&cut);
+        self.oracle.lost_power();
         self.boot.set(self.boot.get() + 1);
         self.power_lost.set(self.power_lost.get() || self.served.get());
         self.races.reach(Race::PowerLost);

@@ -7,8 +7,11 @@ use tzero_block::ByteRange;
 use tzero_engine::{Planted, SnapshotState};
 
 use crate::clients;
-use crate::executor::{Crash, Executor, Process, Ran, Stuck, die, draw, fail, is_dead, moments, note, sleep, spawn};
+use crate::executor::{
+    Crash, CrashPlan, Executor, Process, Ran, Stuck, die, draw, fail, is_dead, moments, note, sleep, spawn,
+};
 use crate::plan::{End, Plan};
+use crate::power::Loss;
 use crate::quiet::Quiet;
 use crate::races::Race;
 use crate::scene::{Daemon, Known, Scene};
@@ -30,6 +33,8 @@ pub struct Verdict {
     pub trace: u64,
     /// Races reached.
     pub races: BTreeMap<Race, u64>,
+    /// How much was not durable when the power was lost last.
+    pub logged: u64,
     /// Moments of the last incarnation at which it could have been killed, by kind as in [`Crash::ALL`].
     pub moments: [u64; Crash::ALL.len()],
 }
@@ -47,6 +52,7 @@ pub fn run(plan: &Plan, planted: Option<Planted>) -> Verdict {
         steps: executor.steps(),
         trace: executor.trace(),
         races: scene.races.counts(),
+        logged: scene.logged.get(),
         moments: Crash::ALL.map(|kind| last.map_or(0, |process| moments(process, kind))),
     };
     scene.down();
@@ -68,20 +74,23 @@ fn play(executor: &Executor, scene: &Rc<Scene>) -> Result<(), Stuck> {
     lives.until_done(executor)
 }
 
+/// How an incarnation ends, and what the machine then loses, if it stops, too.
+type Ending = (End, Option<Loss>);
+
 /// The incarnations of the daemon.
 struct Lives<'a, E> {
     scene: &'a Rc<Scene>,
     ends: E,
-    process: Option<(Process, Option<(End, bool)>)>,
+    process: Option<(Process, Option<Ending>)>,
 }
 
-impl<'a, E: Iterator<Item = (End, &'a bool)>> Lives<'a, E> {
+impl<'a, E: Iterator<Item = (End, &'a Option<Loss>)>> Lives<'a, E> {
     fn begin(&mut self) {
         let process = Process::start();
         let end = self.ends.next().map(|(end, power_lost)| (end, *power_lost));
         match end {
             Some((End::Kill(plan), _)) => process.plan_crash(Some(plan)),
-            Some((End::Stop { after_ops, .. }, _)) => stop_after(self.scene, process, after_ops),
+            Some((End::Stop { after_ops, killed, .. }, _)) => stop_after(self.scene, process, after_ops, killed),
             None => {}
         }
         self.process = Some((process, end));
@@ -123,8 +132,8 @@ impl<'a, E: Iterator<Item = (End, &'a bool)>> Lives<'a, E> {
         scene.base.settle();
         scene.cache.settle();
         scene.oracle.crashed();
-        if !clean && end.is_some_and(|(_, power_lost)| power_lost) {
-            scene.lose_power();
+        if let Some((_, Some(loss))) = end {
+            scene.lose_power(loss);
         }
         self.begin();
         Ok(())
@@ -132,18 +141,18 @@ impl<'a, E: Iterator<Item = (End, &'a bool)>> Lives<'a, E> {
 }
 
 /// Stops the daemon cleanly once so many operations are done.
-fn stop_after(scene: &Rc<Scene>, process: Process, after_ops: u64) {
+fn stop_after(scene: &Rc<Scene>, process: Process, after_ops: u64, killed: Option<CrashPlan>) {
     let scene = Rc::clone(scene);
     spawn(Process::WORLD, "operator: stop".into(), false, async move {
         while scene.ops_done.get() < after_ops {
             sleep(20_000).await;
         }
-        stop(&scene, process).await;
+        stop(&scene, process, killed).await;
     });
 }
 
-/// Stops a daemon cleanly.
-async fn stop(scene: &Rc<Scene>, process: Process) {
+/// Stops a daemon cleanly, unless it is killed meanwhile.
+async fn stop(scene: &Rc<Scene>, process: Process, killed: Option<CrashPlan>) {
     let daemon = scene.daemon().await;
     if daemon.process != process {
         return;
@@ -157,15 +166,22 @@ async fn stop(scene: &Rc<Scene>, process: Process) {
         note("the last changes before the stop", 0, 0);
         news.await;
     }
+    if let Some(CrashPlan { at, number }) = killed {
+        process.plan_crash(Some(CrashPlan { at, number: moments(process, at) + number }));
+    }
     let closing = Rc::clone(scene);
     spawn(process, "daemon: close".into(), false, async move {
         let failures = closing.directory.failures();
+        let token = closing.oracle.flush_begins();
         let closed = daemon.volume.close().await;
         if is_dead(process) {
             return;
         }
         match closed {
-            Ok(()) => closing.stopped_cleanly(),
+            Ok(()) => {
+                closing.oracle.flushed(&token);
+                closing.stopped_cleanly();
+            }
             // A stop that is not clean: as if it had been killed.
             Err(_) if closing.directory.failures() != failures => {}
             Err(error) => fail(format!("the volume cannot be closed: {error}")),
@@ -179,7 +195,7 @@ async fn last_look(scene: &Rc<Scene>) {
     read_all(scene).await;
     if scene.plan.restart_at_end {
         let daemon = scene.daemon().await;
-        stop(scene, daemon.process).await;
+        stop(scene, daemon.process, None).await;
         read_all(scene).await;
     }
     while let Some(known) = scene.standing(|_| true).pop() {
@@ -194,7 +210,7 @@ async fn last_look(scene: &Rc<Scene>) {
     };
     if left(&daemon) != (0, 0, 0, 0) && scene.directory.failures() > 0 {
         // What could not be freed because the map could not be written is freed by the next start.
-        stop(scene, daemon.process).await;
+        stop(scene, daemon.process, None).await;
         daemon = scene.daemon().await;
     }
     let left = left(&daemon);

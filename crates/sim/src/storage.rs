@@ -6,6 +6,11 @@
 //!   was stored but not yet covered by a publish it sees the old or the new value, by chance.
 //! - Opening a new file, growing one, and (where armed) storing can fail with `ENOSPC`.
 //!
+//! # Loss of power
+//! [`Mapping::sync`] makes durable what was stored when it began, [`Storage::sync`] what names there were. Of the rest each page of 4096 bytes
+//! is there as its stores had left it at some moment since; what a file has grown by, and each name that came or went, is there or not. See
+//! [`crate::power`].
+//!
 //! # Why a kill between two polls is a kill at a store
 //! The executor ends a process only when the current poll returns. Until then the dying process still runs, but its
 //! stores go to a copy that only it sees (so that it reads what it wrote and does not trip over its own state), its
@@ -18,10 +23,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tzero_io::{Mapping, Storage};
 
-use crate::executor::{Crash, Process, is_dead, moment, record};
+use crate::executor::{Crash, Process, is_dead, moment, note, record, serial, sleep};
+use crate::power::Cut;
 use crate::random::{Random, mix};
 
+mod unsynced;
+
+use unsynced::Unsynced;
+
 const ENOSPC: i32 = 28;
+/// Longest time that a sync takes which blocks nobody.
+const SYNC_NS: u64 = 200_000;
 
 #[derive(Default)]
 struct File {
@@ -32,6 +44,18 @@ struct File {
     writer: Option<Process>,
     /// What a process wrote while it was dying; nobody else sees it.
     doomed: BTreeMap<(Process, u64), u64>,
+    unsynced: Unsynced,
+}
+
+impl File {
+    fn new(words: usize) -> Self {
+        Self { words: vec![0; words], unsynced: Unsynced::new(words), ..Self::default() }
+    }
+
+    fn lose_power(&mut self, cut: &Cut) {
+        self.unsynced.lose_power(&mut self.words, cut);
+        self.unpublished.clear();
+    }
 }
 
 /// What an [`StorageFault`] makes fail.
@@ -43,6 +67,8 @@ pub enum StorageCall {
     Grow,
     /// [`Mapping::store`] and [`Mapping::publish`].
     Store,
+    /// [`Mapping::durable`] and [`Storage::names_durable`].
+    Sync,
 }
 
 /// A fault in waiting: after `skip` calls of this kind, `times` of them fail with `ENOSPC`.
@@ -58,6 +84,10 @@ pub struct StorageFault {
 
 struct State {
     files: BTreeMap<String, Arc<Mutex<File>>>,
+    /// Names that are certain to be there after a loss of power, or others that are not any more.
+    durable: BTreeMap<String, Arc<Mutex<File>>>,
+    /// When names came or went that are not durable yet.
+    renamed: BTreeMap<String, u64>,
     faults: Vec<StorageFault>,
     failures: u64,
     random: Random,
@@ -85,7 +115,8 @@ impl Directory {
     /// An empty one.
     pub fn new(seed: u64) -> Self {
         let random = Random::labelled(seed, "storage");
-        Self(Arc::new(Mutex::new(State { files: BTreeMap::new(), faults: Vec::new(), failures: 0, random })))
+        let (files, durable, renamed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self(Arc::new(Mutex::new(State { files, durable, renamed, faults: Vec::new(), failures: 0, random })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -116,6 +147,44 @@ impl Directory {
     pub fn contents(&self) -> BTreeMap<String, Vec<u64>> {
         let state = self.state();
         state.files.iter().map(|(name, file)| (name.clone(), locked(file).words.clone())).collect()
+    }
+
+    /// The power is lost.
+    pub fn lose_power(&self, cut: &Cut) {
+        let mut state = self.state();
+        for (name, number) in std::mem::take(&mut state.renamed) {
+            if cut.has(number) {
+                continue;
+            }
+            match state.durable.get(&name).map(Arc::clone) {
+                Some(file) => state.files.insert(name, file),
+                None => state.files.remove(&name),
+            };
+        }
+        state.durable = state.files.clone();
+        state.files.values().for_each(|file| locked(file).lose_power(cut));
+    }
+
+    /// Numbers of what is not durable, in no order.
+    pub fn logged(&self) -> Vec<u64> {
+        let state = self.state();
+        let mut numbers: Vec<u64> = state.renamed.values().copied().collect();
+        state.files.values().for_each(|file| numbers.extend(locked(file).unsynced.numbers()));
+        numbers
+    }
+
+    /// What came and went before the moment is durable.
+    fn names_synced(&self, before: u64) {
+        let mut state = self.state();
+        let durable: Vec<String> =
+            state.renamed.iter().filter(|(_, number)| **number < before).map(|(name, _)| name.clone()).collect();
+        for name in durable {
+            state.renamed.remove(&name);
+            match state.files.get(&name).map(Arc::clone) {
+                Some(file) => state.durable.insert(name, file),
+                None => state.durable.remove(&name),
+            };
+        }
     }
 
     fn suffer(&self, call: StorageCall) -> io::Result<()> {
@@ -166,8 +235,11 @@ impl Storage for StorageHandle {
         if moment(self.process, Crash::Store) {
             return Err(dead());
         }
-        let file = File { words: vec![0; words(len)], ..File::default() };
-        self.directory.state().files.insert(name.to_owned(), Arc::new(Mutex::new(file)));
+        let file = File::new(words(len));
+        let mut state = self.directory.state();
+        state.renamed.insert(name.to_owned(), serial());
+        state.files.insert(name.to_owned(), Arc::new(Mutex::new(file)));
+        drop(state);
         moment(self.process, Crash::Store);
         self.attach(name).ok_or_else(dead)
     }
@@ -180,7 +252,11 @@ impl Storage for StorageHandle {
         if moment(self.process, Crash::Store) {
             return Err(dead());
         }
-        self.directory.state().files.remove(name);
+        let mut state = self.directory.state();
+        if state.files.remove(name).is_some() {
+            state.renamed.insert(name.to_owned(), serial());
+        }
+        drop(state);
         moment(self.process, Crash::Store);
         Ok(())
     }
@@ -193,8 +269,32 @@ impl Storage for StorageHandle {
     }
 
     fn sync(&self) -> io::Result<()> {
+        if moment(self.process, Crash::Store) {
+            return Err(dead());
+        }
+        self.directory.names_synced(serial());
+        moment(self.process, Crash::Store);
         Ok(())
     }
+
+    async fn names_durable(&self) -> io::Result<()> {
+        self.directory.suffer(StorageCall::Sync)?;
+        let began = serial();
+        sync_takes(self.process).await?;
+        self.directory.names_synced(began);
+        Ok(())
+    }
+}
+
+/// The time that a sync takes which blocks nobody.
+async fn sync_takes(process: Process) -> io::Result<()> {
+    if moment(process, Crash::Store) {
+        return std::future::pending().await;
+    }
+    note("a sync", 0, 0);
+    let ns = crate::executor::draw(|random| random.magnitude(SYNC_NS));
+    sleep(ns).await;
+    if moment(process, Crash::Store) { std::future::pending().await } else { Ok(()) }
 }
 
 fn words(len: u64) -> usize {
@@ -211,6 +311,8 @@ impl WordsHandle {
             file.doomed.insert((self.process, offset), word);
             return Ok(());
         }
+        let File { words, unsynced, .. } = &mut *file;
+        unsynced.log(words, (offset / 8) as usize, word);
         file.words[(offset / 8) as usize] = word;
         file.writer = Some(self.process);
         if publish {
@@ -267,12 +369,28 @@ impl Mapping for WordsHandle {
         if moment(self.process, Crash::Store) {
             return Err(dead());
         }
-        locked(&self.file).words.resize(words(len), 0);
+        let mut file = locked(&self.file);
+        file.words.resize(words(len), 0);
+        file.unsynced.grew(words(len));
+        drop(file);
         moment(self.process, Crash::Store);
         Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
+        if moment(self.process, Crash::Store) {
+            return Err(dead());
+        }
+        locked(&self.file).unsynced.synced(serial());
+        moment(self.process, Crash::Store);
+        Ok(())
+    }
+
+    async fn durable(&self) -> io::Result<()> {
+        self.directory.suffer(StorageCall::Sync)?;
+        let began = serial();
+        sync_takes(self.process).await?;
+        locked(&self.file).unsynced.synced(began);
         Ok(())
     }
 }
@@ -320,6 +438,34 @@ mod tests {
         assert!(seen.contains(&0) && seen.contains(&7));
         writer.publish(8, 1).expect("no fault is armed");
         assert!((0..50).all(|_| reader.load(0) == 7));
+    }
+
+    #[test]
+    fn a_loss_of_power_takes_stores_from_the_end_of_each_page() {
+        let mut left = std::collections::BTreeSet::new();
+        for seed in 0..200 {
+            let _executor = Executor::new(seed, Chaos::default());
+            let directory = Directory::new(seed);
+            let handle = directory.open(Process::start());
+            let map = handle.open("map", 8192).expect("no fault is armed");
+            map.store(0, 1).expect("no fault is armed");
+            Storage::sync(&handle).expect("never fails");
+            map.sync().expect("never fails");
+            handle.open("other", 8).expect("no fault is armed");
+            map.store(8, 2).expect("no fault is armed");
+            map.store(4096, 3).expect("no fault is armed");
+            map.store(0, 4).expect("no fault is armed");
+            map.grow(16_384).expect("no fault is armed");
+            assert_eq!(directory.logged().len(), 5);
+            directory.lose_power(&Cut::sampled(seed));
+            let contents = directory.contents();
+            let words = &contents["map"];
+            assert!([1024, 2048].contains(&words.len()));
+            left.insert(([words[0], words[1], words[512]], contents.contains_key("other")));
+        }
+        let pages = [[1, 0], [1, 2], [4, 2]];
+        let all = pages.iter().flat_map(|[first, second]| [0, 3].map(|third| [*first, *second, third]));
+        assert_eq!(left, all.flat_map(|words| [(words, false), (words, true)]).collect());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use tzero_engine::Planted;
 use tzero_sim::plan::Plan;
-use tzero_sim::runner::{run_many, run_seed, sweep};
+use tzero_sim::runner::{every_prefix, run_many, run_seed, small, sweep};
 use tzero_sim::schedule;
 
 /// Most schedules that a planted fault may survive.
@@ -40,6 +40,19 @@ fn kills_at_many_moments_of_one_schedule() {
     let (runs, failed) = sweep(6, 5, 2, None);
     assert!(failed.is_none(), "{failed:?}");
     assert!(runs > 50, "{runs} kills");
+}
+
+/// Every prefix of what was not durable, where the power was lost in schedules that are small.
+#[test]
+fn every_prefix_of_what_was_not_flushed() {
+    let mut runs = 0;
+    for seed in 0..8 {
+        let (plan, kill) = small(seed);
+        let (prefixes, failed) = every_prefix(&plan, kill, 150, None);
+        assert!(failed.is_none(), "seed {seed}, {kill:?}: {failed:?}");
+        runs += prefixes;
+    }
+    assert!(runs > 500, "{runs} prefixes");
 }
 
 macro_rules! caught {
@@ -85,4 +98,5 @@ caught! {
     marker_too_early_is_caught: MarkerTooEarly,
     deleted_breaks_is_caught: DeletedBreaks,
     unit_ignored_is_caught: UnitIgnored,
+    clean_stop_before_sync_is_caught: CleanStopBeforeSync,
 }

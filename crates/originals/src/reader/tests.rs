@@ -49,6 +49,10 @@ impl Mapping for Counting {
     fn sync(&self) -> io::Result<()> {
         self.file.sync()
     }
+
+    async fn durable(&self) -> io::Result<()> {
+        self.file.durable().await
+    }
 }
 
 struct Written {

@@ -7,6 +7,7 @@ use std::task::{Poll, Waker};
 use tzero_block::{Action, BlockDevice, ByteRange, Error, Extent, Fault, Geometry, Zeroes};
 use tzero_io::Buffer;
 
+use super::platter::Covered;
 use super::request::{Request, Work};
 use super::{Disk, name_of};
 use crate::executor::{Crash, Process, moment, note};
@@ -52,12 +53,12 @@ impl DiskHandle {
     }
 
     /// Runs one request to its end.
-    async fn run(&self, range: ByteRange, work: Work) -> Request {
+    async fn run(&self, range: ByteRange, work: Work, fua: bool) -> Request {
         let action = work.action();
         if moment(self.process, Crash::Submit) {
             return std::future::pending().await;
         }
-        let (id, delay) = self.disk.state().submit(self.process, range, work);
+        let (id, delay) = self.disk.state().submit(self.process, range, work, fua);
         let mut in_flight = InFlight { disk: &self.disk, id, over: false };
         self.disk.schedule(id, delay);
         moment(self.process, Crash::Submit);
@@ -97,16 +98,16 @@ impl BlockDevice for DiskHandle {
             Ok(range) => range,
             Err(error) => return (buffer, Err(error)),
         };
-        let mut request = self.run(range, Work::Read(buffer)).await;
+        let mut request = self.run(range, Work::Read(buffer), false).await;
         (request.take_buffer(), Self::result(&request))
     }
 
-    async fn write(&self, offset: u64, buffer: Buffer, _fua: bool) -> (Buffer, Result<(), Error>) {
+    async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), Error>) {
         let range = match self.geometry.check(Action::Write, offset, buffer.len() as u64) {
             Ok(range) => range,
             Err(error) => return (buffer, Err(error)),
         };
-        let mut request = self.run(range, Work::Write(buffer)).await;
+        let mut request = self.run(range, Work::Write(buffer), fua).await;
         (request.take_buffer(), Self::result(&request))
     }
 
@@ -115,21 +116,21 @@ impl BlockDevice for DiskHandle {
         if zeroes.fast && !self.disk.state().options.fast_zeroes {
             return Err(Error::new(Action::WriteZeroes, range.start(), range.len(), Fault::Unsupported));
         }
-        Self::result(&self.run(range, Work::Zero { unmap: zeroes.may_unmap }).await)
+        Self::result(&self.run(range, Work::Zero { unmap: zeroes.may_unmap }, zeroes.fua).await)
     }
 
     async fn discard(&self, range: ByteRange) -> Result<(), Error> {
         let range = self.geometry.check(Action::Discard, range.start(), range.len())?;
-        Self::result(&self.run(range, Work::Discard).await)
+        Self::result(&self.run(range, Work::Discard, false).await)
     }
 
     async fn flush(&self) -> Result<(), Error> {
-        Self::result(&self.run(ByteRange::new(0, 0), Work::Flush).await)
+        Self::result(&self.run(ByteRange::new(0, 0), Work::Flush(Covered::default()), false).await)
     }
 
     async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, Error> {
         let range = self.geometry.check(Action::Extents, range.start(), range.len())?;
-        let mut request = self.run(range, Work::Extents(Vec::new())).await;
+        let mut request = self.run(range, Work::Extents(Vec::new()), false).await;
         Self::result(&request).map(|()| request.take_extents())
     }
 }

@@ -6,6 +6,7 @@ use tzero_block::{Action, ByteRange, Extent};
 use tzero_io::Buffer;
 
 use super::SECTOR;
+use super::platter::Covered;
 use crate::executor::Process;
 use crate::random::Random;
 
@@ -17,7 +18,7 @@ pub(super) enum Work {
     Write(Buffer),
     Zero { unmap: bool },
     Discard,
-    Flush,
+    Flush(Covered),
     Extents(Vec<Extent>),
 }
 
@@ -28,7 +29,7 @@ impl Work {
             Self::Write(_) => Action::Write,
             Self::Zero { .. } => Action::WriteZeroes,
             Self::Discard => Action::Discard,
-            Self::Flush => Action::Flush,
+            Self::Flush(_) => Action::Flush,
             Self::Extents(_) => Action::Extents,
         }
     }
@@ -38,6 +39,8 @@ pub(super) struct Request {
     pub(super) process: Process,
     pub(super) range: ByteRange,
     pub(super) work: Work,
+    /// Durable when it completes.
+    pub(super) fua: bool,
     /// What has not moved yet; moved from the end.
     pub(super) pieces: Vec<ByteRange>,
     /// The code with which it will fail.
@@ -50,10 +53,21 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn new(process: Process, range: ByteRange, work: Work, random: &mut Random) -> Self {
+    pub(super) fn new(process: Process, range: ByteRange, work: Work, fua: bool, random: &mut Random) -> Self {
         let moves = matches!(work, Work::Read(_) | Work::Write(_) | Work::Zero { .. } | Work::Discard);
         let pieces = if moves { cut(range, random) } else { Vec::new() };
-        Self { process, range, work, pieces, fails: None, result: Ok(()), done: false, abandoned: false, waker: None }
+        Self {
+            process,
+            range,
+            work,
+            fua,
+            pieces,
+            fails: None,
+            result: Ok(()),
+            done: false,
+            abandoned: false,
+            waker: None,
+        }
     }
 
     pub(super) fn action(&self) -> Action {

@@ -4,6 +4,7 @@ use tzero_block::{Action, ByteRange, Concat};
 
 use super::{Disk, DiskHandle, DiskOptions, Injection};
 use crate::executor::Process;
+use crate::power::Cut;
 
 /// What the engine and movers see of them.
 pub type RowHandle = Concat<DiskHandle>;
@@ -81,6 +82,16 @@ impl Row {
     /// See [`Disk::settle`].
     pub fn settle(&self) {
         self.disks.iter().for_each(Disk::settle);
+    }
+
+    /// See [`Disk::lose_power`].
+    pub fn lose_power(&self, cut: &Cut) {
+        self.disks.iter().for_each(|disk| disk.lose_power(cut));
+    }
+
+    /// See [`Disk::logged`].
+    pub fn logged(&self) -> Vec<u64> {
+        self.disks.iter().flat_map(Disk::logged).collect()
     }
 
     /// See [`Disk::failures`].

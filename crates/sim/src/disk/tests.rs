@@ -154,3 +154,49 @@ fn a_dropped_request_still_lands() {
     assert_eq!(disk.peek(ByteRange::new(0, 512)), [3; 512]);
     assert_eq!(disk.state().requests.len(), 0);
 }
+
+/// Writes a sector of each, has `between` happen, writes another, loses the power; gives what is left.
+fn left_by_loss<F: Future<Output = ()> + 'static>(
+    seed: u64,
+    fua: bool,
+    between: impl FnOnce(DiskHandle, Disk) -> F + 'static,
+) -> [u8; 3] {
+    let executor = Executor::new(seed, Chaos::default());
+    let disk = disk(seed);
+    let (handle, other) = (disk.open(Process::start()), disk.open(Process::start()));
+    let lost = disk.clone();
+    spawn(Process::WORLD, "test".into(), true, async move {
+        handle.write(0, Buffer::copy_of(&[1; 1024]), fua).await.1.expect("no fault is armed");
+        between(other, lost).await;
+        handle.write(1024, Buffer::copy_of(&[2; 512]), false).await.1.expect("no fault is armed");
+    });
+    finish(&executor);
+    disk.lose_power(&Cut::sampled(seed));
+    assert!(disk.logged().is_empty());
+    [0, 512, 1024].map(|at| disk.peek(ByteRange::new(at, 1))[0])
+}
+
+#[test]
+fn a_loss_of_power_takes_sectors_that_were_not_flushed() {
+    let outcomes = |fua, flush: bool, fail: bool| -> std::collections::BTreeSet<[u8; 3]> {
+        (0..200)
+            .map(|seed| {
+                left_by_loss(seed, fua, move |handle, disk| async move {
+                    if fail {
+                        disk.inject(Injection { action: Action::Flush, skip: 0, times: 1, effect: Effect::Fail });
+                        handle.flush().await.expect_err("a fault is armed");
+                    }
+                    if flush {
+                        handle.flush().await.expect("no fault is armed");
+                    }
+                })
+            })
+            .collect()
+    };
+    let any: std::collections::BTreeSet<[u8; 3]> =
+        (0..8_u8).map(|bits| [bits & 1, bits >> 1 & 1, 2 * (bits >> 2)]).collect();
+    assert_eq!(outcomes(false, false, false), any, "torn within a write, and in any order");
+    assert_eq!(outcomes(false, true, false), [[1, 1, 0], [1, 1, 2]].into());
+    assert_eq!(outcomes(true, false, false), [[1, 1, 0], [1, 1, 2]].into());
+    assert_eq!(outcomes(false, true, true), any, "a flush after one that failed covers nothing older");
+}

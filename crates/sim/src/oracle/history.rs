@@ -15,6 +15,8 @@ pub enum Kind {
     Zeroes,
     /// Zeroes each of them, or does not.
     Trim,
+    /// A loss of power: of what was not durable each cell has something or has not.
+    Loss,
 }
 
 /// How a change ended.
@@ -39,11 +41,13 @@ pub struct Change {
     pub(super) epoch_before: u64,
     pub(super) admitted: Option<Moment>,
     pub(super) over: Option<(Outcome, u64)>,
+    /// It is durable when it is over.
+    pub(super) fua: bool,
 }
 
 impl Change {
     pub(super) fn new(kind: Kind, cells: Range<usize>, submitted: u64, epoch_before: u64) -> Self {
-        Self { kind, cells, submitted, epoch_before, admitted: None, over: None }
+        Self { kind, cells, submitted, epoch_before, admitted: None, over: None, fua: false }
     }
 
     pub(super) fn finish(&mut self, outcome: Outcome, now: u64) {
@@ -53,7 +57,13 @@ impl Change {
 
     /// Whether it had certainly replaced what was there, at `as_of`.
     pub(super) fn overwrites(&self, as_of: u64) -> bool {
-        self.kind != Kind::Trim && self.over.is_some_and(|(outcome, at)| outcome == Outcome::Done && at <= as_of)
+        matches!(self.kind, Kind::Write | Kind::Zeroes)
+            && self.over.is_some_and(|(outcome, at)| outcome == Outcome::Done && at <= as_of)
+    }
+
+    /// Whether it had, and power could be lost, if the last flush that succeeded had begun at `flushed`.
+    pub(super) fn overwrites_durably(&self, flushed: u64) -> bool {
+        self.overwrites(if self.fua { u64::MAX } else { flushed })
     }
 
     /// What it leaves in a cell.
@@ -68,6 +78,7 @@ impl fmt::Display for Change {
             Kind::Write => "write",
             Kind::Zeroes => "zeroes",
             Kind::Trim => "trim",
+            Kind::Loss => "loss of power",
         };
         let over = match self.over {
             None => "in flight".into(),
@@ -97,13 +108,15 @@ pub(super) struct Cell {
     pub(super) history: Vec<ChangeId>,
     /// By ascending count, one each.
     pub(super) pins: Vec<Pin>,
+    /// Losses of power: how many entries of the history there are up to each, and what the cell may have held after it. Ascending.
+    pub(super) losses: Vec<(usize, Vec<Version>)>,
     in_flight: u32,
     last_event: u64,
 }
 
 impl Cell {
     pub(super) fn new(first: Version) -> Self {
-        Self { first, history: Vec::new(), pins: Vec::new(), in_flight: 0, last_event: 0 }
+        Self { first, history: Vec::new(), pins: Vec::new(), losses: Vec::new(), in_flight: 0, last_event: 0 }
     }
 
     pub(super) fn admit(&mut self, id: ChangeId, now: u64) {
@@ -115,6 +128,18 @@ impl Cell {
     pub(super) fn settle(&mut self, now: u64) {
         self.in_flight -= 1;
         self.last_event = now;
+    }
+
+    /// The power was lost: what the cell may hold from now on.
+    pub(super) fn lose(&mut self, id: ChangeId, may_hold: Vec<Version>, now: u64) {
+        self.history.push(id);
+        self.losses.push((self.history.len(), may_hold));
+        self.last_event = now;
+    }
+
+    /// The last loss of power among the first `count` entries.
+    pub(super) fn loss_before(&self, count: usize) -> Option<&(usize, Vec<Version>)> {
+        self.losses.iter().rev().find(|(at, _)| *at <= count)
     }
 
     /// Whether no change was in flight at any time since `since`.

@@ -119,8 +119,9 @@ impl Oracle {
         self.model().snapshots.get(&number).is_some_and(|snapshot| snapshot.broken)
     }
 
-    /// After a start: the snapshots that the engine has found, by number, with epoch and whether they are broken.
-    pub fn recovered(&self, found: &[(u32, u64, bool)]) {
+    /// After a start: the snapshots that the engine has found, by number, with epoch and whether they are broken. After a loss of power those
+    /// that are gone may be back, broken.
+    pub fn recovered(&self, found: &[(u32, u64, bool)], power_lost: bool) {
         let numbers: Vec<u32> = self.model().snapshots.keys().copied().collect();
         for (number, ..) in found {
             if !numbers.contains(number) {
@@ -132,6 +133,7 @@ impl Oracle {
             let standing = self.standing(number);
             match (standing, there) {
                 (Standing::Live, None) => fail(format!("snapshot {number} is lost after a restart")),
+                (Standing::Gone, Some((.., true))) if power_lost => self.set(number, Standing::Live),
                 (Standing::Gone, Some(_)) => fail(format!("snapshot {number} was deleted and is back")),
                 (_, None) => self.set(number, Standing::Gone),
                 (_, Some((_, epoch, broken))) => {

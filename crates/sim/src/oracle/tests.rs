@@ -24,7 +24,7 @@ fn judged(story: impl FnOnce(&Oracle) + 'static) -> Option<String> {
 }
 
 fn write(oracle: &Oracle, epoch: u64, outcome: Option<Outcome>) -> Version {
-    let id = oracle.submit(Kind::Write, ALL);
+    let id = oracle.submit(Kind::Write, ALL, false);
     oracle.admitted(id, epoch);
     if let Some(outcome) = outcome {
         oracle.finished(id, outcome);
@@ -97,7 +97,7 @@ fn a_view_has_what_came_before_and_nothing_else() {
 #[test]
 fn a_straddler_counts_as_before_even_when_it_lands_later() {
     let ignored = |oracle: &Oracle| {
-        let id = oracle.submit(Kind::Write, ALL);
+        let id = oracle.submit(Kind::Write, ALL, false);
         oracle.admitted(id, 0);
         snapshot(oracle, 1);
         view(oracle, Version::FIRST);
@@ -120,7 +120,7 @@ fn epochs_must_be_true_to_what_clients_saw() {
     };
     assert!(judged(early).is_some());
     let unannounced = |oracle: &Oracle| {
-        let id = oracle.submit(Kind::Write, ALL);
+        let id = oracle.submit(Kind::Write, ALL, false);
         oracle.finished(id, Outcome::Done);
     };
     assert!(judged(unannounced).is_some());
@@ -131,7 +131,7 @@ fn after_a_crash_everything_before_it_is_older() {
     let story = |oracle: &Oracle| {
         let lost = write(oracle, 5, None);
         oracle.crashed();
-        oracle.recovered(&[]);
+        oracle.recovered(&[], false);
         snapshot(oracle, 5);
         view(oracle, lost);
         write(oracle, 5, Some(Outcome::Done));
@@ -141,7 +141,7 @@ fn after_a_crash_everything_before_it_is_older() {
     let gone = |oracle: &Oracle| {
         snapshot(oracle, 1);
         oracle.crashed();
-        oracle.recovered(&[]);
+        oracle.recovered(&[], false);
     };
     assert!(judged(gone).is_some_and(|complaint| complaint.contains("lost")));
 }

@@ -7,6 +7,7 @@ use super::{Actor, Boundary, End, FaultOp, MOST_COMPONENTS, Op, OpId, PATIENT_NS
 use crate::contents::Cells;
 use crate::disk::{Effect, Latency};
 use crate::executor::{Chaos, Crash, CrashPlan};
+use crate::power::Loss;
 use crate::random::Random;
 use crate::storage::StorageCall;
 
@@ -21,8 +22,9 @@ pub(super) fn plan(seed: u64, random: &mut Random) -> Plan {
     let shape = shape(random, &mut Random::labelled(seed, "rows"));
     let faults = shape.longest_save_ns < PATIENT_NS || random.chance(40);
     let chaos = chaos(random);
-    let ends = ends(random);
-    let power_loss = ends.iter().map(|end| matches!(end, End::Kill(_)) && random.chance(8)).collect();
+    let mut ends = ends(random);
+    let lost: Vec<bool> = ends.iter().map(|end| matches!(end, End::Kill(_)) && random.chance(8)).collect();
+    let power_loss = power(&mut ends, &lost, &mut Random::labelled(seed, "power"));
     let mut draw = Draw { shape: &shape, hot: hot(&shape, random), random, faults, next: 0 };
     let actors = draw.actors();
     // What was marked for want of space is looked at once more as the next start finds it.
@@ -111,7 +113,7 @@ fn ends(random: &mut Random) -> Vec<End> {
     let mut ends = Vec::new();
     for _ in 0..incarnations {
         ends.push(if random.chance(20) {
-            End::Stop { after_ops: random.between(10, LEAST_OPS), reboot: random.chance(50) }
+            End::Stop { after_ops: random.between(10, LEAST_OPS), reboot: random.chance(50), killed: None }
         } else {
             let at = *random.pick(&Crash::ALL);
             // About as many moments as a schedule has; small numbers die in recovery itself.
@@ -127,6 +129,21 @@ fn ends(random: &mut Random) -> Vec<End> {
         });
     }
     ends
+}
+
+/// Which ends are the machine's, and what is lost then; `lost` are some that are for certain.
+fn power(ends: &mut [End], lost: &[bool], random: &mut Random) -> Vec<Option<Loss>> {
+    ends.iter_mut()
+        .zip(lost)
+        .map(|(end, lost)| {
+            if let End::Stop { killed, .. } = end {
+                let kinds = [(Crash::Submit, 4), (Crash::Complete, 2), (Crash::Store, 30), (Crash::Point, 1)];
+                let (at, reach) = *random.pick(&kinds);
+                *killed = random.chance(30).then(|| CrashPlan { at, number: random.between(1, reach) });
+            }
+            (*lost || random.chance(15)).then_some(Loss::Sampled)
+        })
+        .collect()
 }
 
 /// Most requests go where others go.
