@@ -72,6 +72,8 @@ pub struct DiskOptions {
     pub limit: Option<u64>,
     /// Whether `write_zeroes` with `fast` is supported.
     pub fast_zeroes: bool,
+    /// What is not durable is logged: the power may be lost.
+    pub logged: bool,
 }
 
 /// What an [`Injection`] does to a request.
@@ -322,12 +324,14 @@ impl State {
     }
 
     fn apply(&mut self, id: u64, request: &mut Request, piece: ByteRange) {
-        if !request.changes() {
+        if !request.changes() || !self.options.logged {
             return self.perform(request, piece);
         }
         for sector in sectors_of(piece) {
-            let now = self.image(sector);
-            self.platter.touch(sector, || now);
+            if !self.platter.knows(sector) {
+                let now = self.image(sector);
+                self.platter.touch(sector, now);
+            }
         }
         self.perform(request, piece);
         for sector in sectors_of(piece) {

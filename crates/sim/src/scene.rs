@@ -127,7 +127,8 @@ impl Scene {
     pub fn new(plan: Plan, planted: Option<Planted>) -> Rc<Self> {
         let Shape { cells, alignment, grain, fast_zeroes, .. } = plan.shape;
         let row = |names, lengths: &[u64], latency| {
-            let options = DiskOptions { name: "", size: 0, alignment, latency, limit: None, fast_zeroes };
+            let logged = plan.power_loss.iter().any(Option::is_some);
+            let options = DiskOptions { name: "", size: 0, alignment, latency, limit: None, fast_zeroes, logged };
             Row::new(plan.run_seed, names, lengths, &options)
         };
         let base = row(&BASES, &plan.shape.components, plan.shape.base_latency);

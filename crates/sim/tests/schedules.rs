@@ -55,11 +55,13 @@ fn every_prefix_of_what_was_not_flushed() {
     assert!(runs > 500, "{runs} prefixes");
 }
 
+// Of the run 1, unless another one meets the fault much sooner.
 macro_rules! caught {
-    ($($test:ident: $fault:ident,)*) => {
+    ($($test:ident: $fault:ident $(in $run:literal)?,)*) => {
         $(#[test]
         fn $test() {
-            let total = run_many(1, MOST_SCHEDULES, 2, 1, Some(Planted::$fault), &silent);
+            let run = *[1 $(, $run)?].last().expect("there is one");
+            let total = run_many(run, MOST_SCHEDULES, 2, 1, Some(Planted::$fault), &silent);
             assert!(!total.failures.is_empty(), "{} schedules did not notice it", total.schedules);
         })*
 
@@ -93,10 +95,10 @@ caught! {
     lost_mark_forgotten_is_caught: LostMarkForgotten,
     scan_takes_newer_is_caught: ScanTakesNewer,
     room_made_not_used_is_caught: RoomMadeNotUsed,
-    hung_slot_reused_is_caught: HungSlotReused,
+    hung_slot_reused_is_caught: HungSlotReused in 2,
     ahead_breaks_is_caught: AheadBreaks,
     marker_too_early_is_caught: MarkerTooEarly,
-    deleted_breaks_is_caught: DeletedBreaks,
+    deleted_breaks_is_caught: DeletedBreaks in 2,
     unit_ignored_is_caught: UnitIgnored,
     clean_stop_before_sync_is_caught: CleanStopBeforeSync,
 }

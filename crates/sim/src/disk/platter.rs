@@ -58,9 +58,14 @@ impl Platter {
         }
     }
 
-    /// A request is about to change a sector that is like this now.
-    pub(super) fn touch(&mut self, sector: usize, now: impl FnOnce() -> Image) {
-        self.sectors.entry(sector).or_insert_with(|| Versions { floor: now(), later: Vec::new() });
+    /// Whether the sector is not durable as it is.
+    pub(super) fn knows(&self, sector: usize) -> bool {
+        self.sectors.contains_key(&sector)
+    }
+
+    /// A request is about to change a sector, durable so far, that is like this now.
+    pub(super) fn touch(&mut self, sector: usize, now: Image) {
+        self.sectors.insert(sector, Versions { floor: now, later: Vec::new() });
     }
 
     /// A request has left a sector, which was touched before, like this.

@@ -19,6 +19,7 @@ fn disk(seed: u64) -> Disk {
         latency: LATENCY,
         limit: None,
         fast_zeroes: true,
+        logged: true,
     };
     Disk::new(seed, options)
 }

@@ -131,19 +131,16 @@ fn ends(random: &mut Random) -> Vec<End> {
     ends
 }
 
-/// Which ends are the machine's, and what is lost then; `lost` are some that are for certain.
+/// Which ends are the machine's: the kills that `lost` says, and some stops, of which some are killed on their way.
 fn power(ends: &mut [End], lost: &[bool], random: &mut Random) -> Vec<Option<Loss>> {
-    ends.iter_mut()
-        .zip(lost)
-        .map(|(end, lost)| {
-            if let End::Stop { killed, .. } = end {
-                let kinds = [(Crash::Submit, 4), (Crash::Complete, 2), (Crash::Store, 30), (Crash::Point, 1)];
-                let (at, reach) = *random.pick(&kinds);
-                *killed = random.chance(30).then(|| CrashPlan { at, number: random.between(1, reach) });
-            }
-            (*lost || random.chance(15)).then_some(Loss::Sampled)
-        })
-        .collect()
+    let loss = |(end, lost): (&mut End, &bool)| {
+        let End::Stop { killed, .. } = end else { return lost.then_some(Loss::Sampled) };
+        let kinds = [(Crash::Submit, 4), (Crash::Complete, 2), (Crash::Store, 30), (Crash::Point, 1)];
+        let (at, reach) = *random.pick(&kinds);
+        *killed = random.chance(30).then(|| CrashPlan { at, number: random.between(1, reach) });
+        random.chance(40).then_some(Loss::Sampled)
+    };
+    ends.iter_mut().zip(lost).map(loss).collect()
 }
 
 /// Most requests go where others go.
