@@ -93,7 +93,7 @@ caught! {
     last_grain_forgotten_is_caught: LastGrainForgotten,
     bad_original_as_zeroes_is_caught: BadOriginalAsZeroes,
     lost_mark_forgotten_is_caught: LostMarkForgotten,
-    scan_takes_newer_is_caught: ScanTakesNewer,
+    scan_takes_newer_is_caught: ScanTakesNewer in 11,
     room_made_not_used_is_caught: RoomMadeNotUsed,
     hung_slot_reused_is_caught: HungSlotReused in 2,
     ahead_breaks_is_caught: AheadBreaks,
