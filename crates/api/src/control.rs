@@ -262,6 +262,8 @@ pub enum Originals {
 pub enum SnapshotState {
     /// Reads give T0.
     Live,
+    /// Its copy-on-write has ended: a backup has what it retains, and reads fail.
+    Ended,
     /// Reads fail.
     Broken,
     /// It stands, but its volume is not served.

@@ -24,6 +24,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::Originals;
 use crate::{OnFull, Place};
 
 /// Version of the protocol. 1, which said no number, had one base and one file of originals.
@@ -65,6 +66,9 @@ pub enum Request {
         /// What gives when the cache is full with a private snapshot; the snapshot where absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         on_full: Option<OnFull>,
+        /// What becomes of a private snapshot's captured originals: given up as they are captured, where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        originals: Option<Originals>,
         /// Where the copy goes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         destination: Option<Destination>,
@@ -96,7 +100,18 @@ pub enum Request {
         /// Offset and length in bytes.
         ranges: Vec<(u64, u64)>,
     },
-    /// Is the snapshot still live and unbroken? Answered by [`Reply::Good`] or an error.
+    /// As [`Request::Captured`], where the copy gives up nothing but originals: those of these ranges are marked *read*, and their
+    /// slots may be used again. Answered by [`Reply::Released`].
+    Delivered {
+        /// Offset and length in bytes.
+        ranges: Vec<(u64, u64)>,
+    },
+    /// Which original is the newest now? Asked when the last outboard read has completed. Answered by [`Reply::Boundary`].
+    Marker,
+    /// End the snapshot's copy-on-write: what was saved up to now is retained until the snapshot is deleted, and it can no longer be
+    /// read as a view (R35, R36). Ended already, it says where. Only for a snapshot that keeps. Answered by [`Reply::Boundary`].
+    Terminate,
+    /// Does the snapshot still stand unbroken, ended or not? Answered by [`Reply::Good`] or an error.
     Check,
     /// The copy is declared: a private snapshot is no longer needed. Answered by [`Reply::Finished`].
     Finish,
@@ -124,6 +139,11 @@ pub enum Reply {
         /// The cache is nearly full: hosts are being slowed down until more is captured.
         #[serde(default)]
         hurry: bool,
+    },
+    /// The sequence of the last original that belongs to an outboard copy.
+    Boundary {
+        /// All up to it are published.
+        up_to: u64,
     },
     /// The snapshot is live and unbroken.
     Good,
@@ -186,6 +206,9 @@ pub struct Begun {
     pub keep: bool,
     /// The snapshot is private to this copy and goes with it.
     pub private: bool,
+    /// Its copy-on-write has ended: the sequence of the last original that it retains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<u64>,
     /// Components that are files or devices are read with direct I/O. The cache never is.
     pub direct: bool,
     /// What the base is made of, in order.
@@ -288,6 +311,7 @@ mod tests {
             snapshot: None,
             scope: Some(scope),
             on_full,
+            originals: None,
             destination: None,
         };
         assert!(serde_json::to_vec(&begin).unwrap().len() < LONGEST_LINE - (64 << 10));
@@ -302,6 +326,7 @@ mod tests {
             snapshot: None,
             scope: None,
             on_full: None,
+            originals: None,
             destination: None,
         };
         assert_eq!(begin, plain);

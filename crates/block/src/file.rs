@@ -64,6 +64,10 @@ impl FileDevice {
     /// # Errors
     /// When it is neither, or direct I/O is not possible on it.
     pub fn from_file(file: fs::File, direct: bool) -> io::Result<Self> {
+        Self::over(file, direct, File::new)
+    }
+
+    fn over(file: fs::File, direct: bool, opened: fn(fs::File, bool) -> File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let is_device = metadata.file_type().is_block_device();
         let size = if is_device {
@@ -85,8 +89,17 @@ impl FileDevice {
             ));
         }
         let geometry = Geometry { size, alignment: block.min(SECTOR) };
-        let medium = Medium::new(File::new(file, direct), block);
+        let medium = Medium::new(opened(file, direct), block);
         Ok(Self { medium, geometry, is_device, grows: false })
+    }
+
+    /// Takes over a file that is read in passing, once: what others have in the page cache is neither pushed out nor added to. See
+    /// [`File::without_trace`].
+    ///
+    /// # Errors
+    /// As [`FileDevice::from_file`].
+    pub fn in_passing(file: fs::File, direct: bool) -> io::Result<Self> {
+        Self::over(file, direct, File::without_trace)
     }
 
     /// The same file as a device of `size` bytes whatever its length now: writing makes it longer. For caches.

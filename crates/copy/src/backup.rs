@@ -25,10 +25,13 @@
 //! and does not push the host out.
 
 mod capture;
+mod copying;
 mod destination;
 mod discard;
 mod job;
 mod landing;
+mod offload;
+mod outboard;
 mod plain;
 mod protection;
 mod recheck;
@@ -38,7 +41,8 @@ mod volume;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use tzero_api::Exit;
+use tzero_api::control::Part;
+use tzero_api::{Exit, OnFull};
 use tzero_io::{Backend, Runtime};
 
 use crate::error::FileAction;
@@ -46,7 +50,7 @@ use crate::forbidden::refuse_forbidden;
 use crate::location::{Location, resolved};
 use crate::registry::refuse_registered_export;
 use crate::site::Site;
-use crate::{Cancel, CopySummary, Error, ModeAsked, Observer};
+use crate::{Cancel, CopySummary, Error, ModeAsked, Observer, Outboard};
 
 pub(crate) use discard::discard;
 
@@ -87,6 +91,12 @@ pub struct BackupRequest {
     pub state: PathBuf,
     /// How.
     pub mode: ModeAsked,
+    /// How an outboard copy is made.
+    pub outboard: Outboard,
+    /// What of the volume, of a snapshot that is taken for this copy; empty: all of it.
+    pub scope: Vec<Part>,
+    /// What gives when the original cache is full, of a snapshot that is taken for this copy.
+    pub on_full: Option<OnFull>,
     /// What stands at the destination may be replaced by the finished copy.
     pub replace: bool,
     /// Go on with the unfinished copy at the destination.
@@ -104,6 +114,9 @@ pub enum Shortfall {
         "nothing protected the source from writers while it was read, so the copy may mix several instants; make it a volume"
     )]
     Unprotected,
+    /// Plain reads of something that is no volume, though a mode was asked for.
+    #[error("a file or device that is no volume is read as it is, in no mode of copying; make it a volume")]
+    NoVolume,
     /// Plain reads of something that others did write.
     #[error("the source was changed while it was read, so the copy mixes several instants; make it a volume")]
     Changed,

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use tzero_block::ByteRange;
+use tzero_io::is_zero;
 
 use crate::hex;
 
@@ -35,6 +36,13 @@ pub enum ChunkDigest {
     Zero,
     /// Some byte is not.
     Data(Digest),
+}
+
+impl ChunkDigest {
+    /// Of all bytes of a chunk.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        if is_zero(bytes) { Self::Zero } else { Self::Data(*blake3::hash(bytes).as_bytes()) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -91,6 +91,18 @@ pub enum ResumeFault {
     ImageGone,
     /// The plain source was changed since.
     SourceChanged,
+    /// It is being copied in another mode.
+    OtherMode,
+}
+
+/// Why a snapshot cannot be copied in a mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModeFault {
+    /// An outboard copy of a snapshot that releases its originals.
+    #[error(
+        "an outboard copy needs a snapshot that keeps its originals, and this one releases them; leave out --mode, or copy the volume"
+    )]
+    Releases,
 }
 
 impl fmt::Display for ResumeFault {
@@ -104,6 +116,11 @@ impl fmt::Display for ResumeFault {
             Self::OtherSnapshot => "the snapshot or its volume is not the one that was being copied",
             Self::ImageGone => "the unfinished image is gone or was replaced",
             Self::SourceChanged => "the source was changed since the copy began",
+            Self::OtherMode => {
+                return f.write_str(
+                    "the unfinished copy there is being made in another mode; leave out --mode to go on with it",
+                );
+            }
         };
         write!(f, "{why}; leave out --resume to begin a new copy")
     }
@@ -424,6 +441,14 @@ pub enum Error {
     /// The snapshot of an unfinished copy is not given up.
     #[error("the snapshot of the unfinished copy cannot be deleted: {0}")]
     Control(#[from] tzero_api::ClientError),
+    /// The mode that was asked for is not to be had of this source.
+    #[error("{source_name} cannot be copied so: {fault}")]
+    Mode {
+        /// What was to be copied.
+        source_name: String,
+        /// Why.
+        fault: ModeFault,
+    },
     /// The daemon does not do its part.
     #[error("{} cannot be copied: {fault}", volume)]
     Daemon {
@@ -599,7 +624,11 @@ impl Error {
             }
             Self::Halted(halted) if halted.cause.may_pass() => Exit::Incomplete,
             Self::Halted(halted) => halted.cause.exit(),
-            Self::Reserved { .. } | Self::InState { .. } | Self::Range { .. } | Self::Uri { .. } => Exit::Usage,
+            Self::Reserved { .. }
+            | Self::Mode { .. }
+            | Self::InState { .. }
+            | Self::Range { .. }
+            | Self::Uri { .. } => Exit::Usage,
             Self::Served(error) => error.exit(),
             _ => Exit::Failed,
         }

@@ -14,6 +14,7 @@
 //! 2. A chunk whose digest is not the expected one is not written.
 //! 3. The sink hears of a chunk after all of its bytes have been written, and of chunks in their order.
 //! 4. When `run` returns, nothing of it is in flight any more.
+//! 5. Outside the source's scope nothing is read and nothing is written.
 //!
 //! Deliberately absent: what a chunk's fate means. The sink decides.
 
@@ -26,6 +27,7 @@ use tzero_io::{Buffer, Task, blocking, is_zero, spawn};
 
 use crate::digests::Digest;
 use crate::error::SourceFault;
+use crate::scope::Scope;
 use crate::source::{Content, Part, Source};
 use crate::{Cancel, ChunkDigest, Error};
 
@@ -124,6 +126,7 @@ pub(crate) enum End {
 struct Piece {
     step: Step,
     range: ByteRange,
+    inside: bool,
     last: bool,
 }
 
@@ -143,9 +146,8 @@ pub(crate) async fn run<S: Source>(
     cancel: &Cancel,
     sink: &mut impl Sink,
 ) -> Result<End, Error> {
-    let mut pieces = steps.take_while(|_| !cancel.is_cancelled()).flat_map(|step| {
-        step.range.pieces(PIECE).map(move |range| Piece { step, range, last: range.end() == step.range.end() })
-    });
+    let scope = source.scope().clone();
+    let mut pieces = steps.take_while(|_| !cancel.is_cancelled()).flat_map(|step| pieces_of(step, &scope));
     let mut reading: VecDeque<(Piece, Task<Result<Content, tzero_block::Error>>)> = VecDeque::new();
     let mut landing: VecDeque<Task<Landed>> = VecDeque::new();
     let mut chunk: Option<Chunk> = None;
@@ -153,7 +155,8 @@ pub(crate) async fn run<S: Source>(
     loop {
         while reading.len() < READS && result.is_ok() {
             let Some(piece) = pieces.next() else { break };
-            let read = spawn(read_piece(Arc::clone(source.base()), piece.range));
+            let (base, range, inside) = (Arc::clone(source.base()), piece.range, piece.inside);
+            let read = spawn(async move { if inside { read_piece(base, range).await } else { Ok(Content::Outside) } });
             reading.push_back((piece, read));
         }
         let Some((piece, read)) = reading.pop_front() else { break };
@@ -184,13 +187,31 @@ pub(crate) async fn run<S: Source>(
     result.map(|()| if cancel.is_cancelled() { End::Cancelled } else { End::Done })
 }
 
+fn pieces_of(step: Step, scope: &Scope) -> impl Iterator<Item = Piece> + use<> {
+    let pieces = step.range.pieces(PIECE).flat_map(|piece| scope.cut(piece)).collect::<Vec<_>>();
+    pieces.into_iter().map(move |(range, inside)| Piece { step, range, inside, last: range.end() == step.range.end() })
+}
+
 async fn read_piece<D: BlockDevice>(base: Arc<D>, range: ByteRange) -> Result<Content, tzero_block::Error> {
-    let extents = base.extents(range).await?;
+    let geometry = base.geometry();
+    let whole = aligned(range, u64::from(geometry.alignment), geometry.size);
+    let extents = base.extents(whole).await?;
     if extents.iter().all(|extent| extent.hole) {
         return Ok(Content::Hole);
     }
-    let (buffer, result) = base.read(range.start(), Buffer::uncleared(range.len() as usize)).await;
-    result.map(|()| Content::Bytes(buffer))
+    let (buffer, result) = base.read(whole.start(), Buffer::uncleared(whole.len() as usize)).await;
+    result?;
+    if whole == range {
+        return Ok(Content::Bytes(buffer));
+    }
+    let at = (range.start() - whole.start()) as usize;
+    Ok(Content::Bytes(Buffer::copy_of(&buffer[at..at + range.len() as usize])))
+}
+
+/// `range` widened to what a device reads.
+fn aligned(range: ByteRange, alignment: u64, size: u64) -> ByteRange {
+    let end = range.end().next_multiple_of(alignment).min(size.max(range.end()));
+    ByteRange::between(range.start() / alignment * alignment, end)
 }
 
 impl Chunk {
@@ -232,7 +253,7 @@ async fn land(taker: impl Taker, chunk: Chunk) -> Landed {
     if let Some((range, fault)) = fault {
         return landed(Outcome::Unreadable(range, fault), 0);
     }
-    let (digest, parts) = if parts.iter().all(|(_, content)| matches!(content, Content::Hole)) {
+    let (digest, parts) = if parts.iter().all(|(_, content)| !matches!(content, Content::Bytes(_))) {
         (ChunkDigest::Zero, parts)
     } else {
         blocking(move || (digest_of(&parts), parts)).await
@@ -250,7 +271,7 @@ async fn land(taker: impl Taker, chunk: Chunk) -> Landed {
 
 fn digest_of(parts: &[Part]) -> ChunkDigest {
     let zero = |content: &Content| match content {
-        Content::Hole => true,
+        Content::Hole | Content::Outside => true,
         Content::Bytes(bytes) => bytes.is_zero(),
     };
     if parts.iter().all(|(_, content)| zero(content)) {
@@ -260,18 +281,15 @@ fn digest_of(parts: &[Part]) -> ChunkDigest {
     for (range, content) in parts {
         match content {
             Content::Bytes(bytes) => hasher.update(bytes),
-            Content::Hole => hasher.update(&Buffer::zeroed(range.len() as usize)),
+            Content::Hole | Content::Outside => hasher.update(&Buffer::zeroed(range.len() as usize)),
         };
     }
     ChunkDigest::Data(Digest::from(hasher.finalize()))
 }
 
 impl<T: BlockDevice> Taker for Target<T> {
-    async fn take(self, range: ByteRange, digest: ChunkDigest, parts: Vec<Part>) -> Taken {
-        match digest {
-            ChunkDigest::Zero => self.zero(range).await.map(|()| 0),
-            ChunkDigest::Data(_) => self.write(parts).await,
-        }
+    async fn take(self, _range: ByteRange, digest: ChunkDigest, parts: Vec<Part>) -> Taken {
+        self.write(parts, digest == ChunkDigest::Zero).await
     }
 }
 
@@ -283,12 +301,13 @@ impl<T: BlockDevice> Target<T> {
         self.device.write_zeroes(range, Zeroes { may_unmap: true, ..Zeroes::default() }).await
     }
 
-    /// Writes what is not zero and makes sure that the rest is; tells how many bytes were written.
-    pub(crate) async fn write(&self, parts: Vec<Part>) -> Result<u64, tzero_block::Error> {
+    /// Writes what is not zero and makes sure that the rest is, outside the scope nothing; tells how many bytes were written.
+    pub(crate) async fn write(&self, parts: Vec<Part>, all_zero: bool) -> Result<u64, tzero_block::Error> {
         let mut written = 0;
-        for (range, content) in parts {
+        for (range, content) in joined(parts, all_zero) {
             let bytes = match content {
                 Content::Bytes(bytes) => bytes,
+                Content::Outside => continue,
                 Content::Hole => {
                     self.zero(range).await?;
                     continue;
@@ -315,6 +334,24 @@ impl<T: BlockDevice> Target<T> {
         }
         Ok(written)
     }
+}
+
+/// Of a chunk that is all zero, neighbouring parts as one hole: they are zeroed together.
+fn joined(parts: Vec<Part>, all_zero: bool) -> Vec<Part> {
+    if !all_zero {
+        return parts;
+    }
+    let mut joined: Vec<Part> = Vec::new();
+    for (range, content) in parts {
+        match (joined.last_mut(), content) {
+            (_, Content::Outside) => {}
+            (Some((last, _)), _) if last.end() == range.start() => {
+                *last = ByteRange::between(last.start(), range.end());
+            }
+            _ => joined.push((range, Content::Hole)),
+        }
+    }
+    joined
 }
 
 /// Cuts bytes into stretches that are all zero (`true`) or are not, in units of [`HOLE`].

@@ -29,14 +29,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tzero_io::{LockError, lock_exclusive};
 
-use crate::digests::chunk_count;
-use crate::manifest::{DeviceRecord, ModeAsked, VolumeRecord};
+use crate::digests::{CHUNK, chunk_count};
+use crate::manifest::{DeviceRecord, ModeAsked, ModeUsed, Outboard, VolumeRecord};
 use crate::patience::patiently;
 use crate::{ChunkDigest, CopyId, Timestamp, durable, hex, opening};
 
 const MAGIC: [u8; 8] = *b"TZEROJNL";
 /// Newest version that is read, and the one that is written.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Oldest version that is read: it knew mode `timezero` and plain sources only.
+const OLDEST_VERSION: u32 = 1;
 /// Bytes before the first record.
 pub(crate) const HEADER_LEN: u64 = 16_384;
 const TEXT_AT: usize = 48;
@@ -47,13 +49,18 @@ const DOUBT: [u8; 8] = *b"TZERODBT";
 pub(crate) const RECORD_LEN: usize = 80;
 const CHECKED_LEN: usize = RECORD_LEN - 8;
 /// A chunk has at most this many records: found bad and copied again on as many boots.
-const RECORDS_PER_CHUNK: u64 = 4;
+const RECORDS_PER_CHUNK: u64 = 8;
 /// A journal for more chunks than this is refused, so that a forged header cannot ask for memory.
 const MOST_CHUNKS: u64 = 1 << 26;
 
 const DATA: u64 = 1;
 const ZERO: u64 = 2;
 const LOST: u64 = 3;
+const BASE_DATA: u64 = 4;
+const BASE_ZERO: u64 = 5;
+const LAID_DATA: u64 = 6;
+const LAID_ZERO: u64 = 7;
+const BOUNDARY: u64 = 8;
 
 /// The snapshot that an unfinished copy reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +93,12 @@ pub(crate) struct JournalHeader {
     pub(crate) t0: Timestamp,
     pub(crate) pause_us: u64,
     pub(crate) mode_asked: ModeAsked,
+    /// What is done.
+    #[serde(default = "ModeUsed::of_version_1")]
+    pub(crate) mode_used: ModeUsed,
+    /// How, where it is an outboard copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) outboard: Option<Outboard>,
     pub(crate) chunk: u64,
     /// An existing destination may be replaced at the end.
     pub(crate) replace: bool,
@@ -101,11 +114,28 @@ impl JournalHeader {
     pub(crate) fn chunks(&self) -> u64 {
         chunk_count(self.chunk, self.volume.size)
     }
+
+    /// Records that a run which is not interrupted writes.
+    fn records(&self) -> u64 {
+        if self.outboard.is_some() { 2 * self.chunks() + 1 } else { self.chunks() }
+    }
+}
+
+/// What of a chunk is in the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The base's bytes, read with no regard to updates. They are T0's where no original lies over them.
+    Base,
+    /// The base's bytes and, from some on, originals over them. The digest is that of T0, with all of them.
+    Laid,
+    /// The bytes of T0.
+    Final,
 }
 
 /// A chunk that is in the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ChunkRecord {
+    pub(crate) stage: Stage,
     pub(crate) digest: ChunkDigest,
     pub(crate) read: u64,
     pub(crate) changed: u64,
@@ -144,6 +174,8 @@ impl fmt::Display for JournalFault {
 pub(crate) struct Left {
     pub(crate) header: JournalHeader,
     pub(crate) records: BTreeMap<u64, ChunkRecord>,
+    /// The outboard copy of the base is complete, and these originals belong to it: all up to this sequence.
+    pub(crate) boundary: Option<u64>,
     /// What is recorded may not be in the destination.
     pub(crate) doubted: bool,
     next: u64,
@@ -211,7 +243,7 @@ impl Claim {
         // First, so that whoever finds part of it knows whose it is.
         self.file.write_all_at(&MAGIC, 0)?;
         // Zeroes, not a hole: space for every record is taken here.
-        let len = HEADER_LEN + header.chunks() * RECORD_LEN as u64;
+        let len = HEADER_LEN + header.records() * RECORD_LEN as u64;
         let zeroes = vec![0; 1 << 16];
         let mut at = MAGIC.len() as u64;
         while at < len {
@@ -267,9 +299,14 @@ impl Journal {
 
     /// Records that chunk `index` is in the destination.
     pub(crate) fn append(&mut self, index: u64, record: &ChunkRecord) -> io::Result<()> {
-        let (kind, digest) = match record.digest {
-            ChunkDigest::Data(digest) => (DATA, digest),
-            ChunkDigest::Zero => (ZERO, [0; 32]),
+        let (kinds, digest) = match record.digest {
+            ChunkDigest::Data(digest) => ([DATA, BASE_DATA, LAID_DATA], digest),
+            ChunkDigest::Zero => ([ZERO, BASE_ZERO, LAID_ZERO], [0; 32]),
+        };
+        let kind = match record.stage {
+            Stage::Final => kinds[0],
+            Stage::Base => kinds[1],
+            Stage::Laid => kinds[2],
         };
         self.put(index, kind, digest, [record.read, record.changed, record.written])
     }
@@ -277,6 +314,16 @@ impl Journal {
     /// Takes back what was recorded of chunk `index`.
     pub(crate) fn append_lost(&mut self, index: u64) -> io::Result<()> {
         self.put(index, LOST, [0; 32], [0; 3])
+    }
+
+    /// Records that the outboard copy of the base is complete, and which originals belong to it.
+    pub(crate) fn append_boundary(&mut self, up_to: u64) -> io::Result<()> {
+        self.put(0, BOUNDARY, [0; 32], [up_to, 0, 0])
+    }
+
+    /// Takes back that it is complete: some of it is read again.
+    pub(crate) fn append_no_boundary(&mut self) -> io::Result<()> {
+        self.put(1, BOUNDARY, [0; 32], [0, 0, 0])
     }
 
     /// Whether what is recorded may not be in the destination.
@@ -362,8 +409,8 @@ fn load(file: &File) -> io::Result<Option<Left>> {
     let Some(header) = parse_header(&head) else { return Ok(None) };
     // Whatever is not plainly no doubt is one.
     let doubted = head[DOUBT_AT as usize..] != [0; 8];
-    let most = header.chunks() * RECORDS_PER_CHUNK;
-    let mut records = BTreeMap::new();
+    let most = (header.chunks() + 1) * RECORDS_PER_CHUNK;
+    let (mut records, mut boundary) = (BTreeMap::new(), None);
     let mut next = HEADER_LEN;
     let mut reader = BufReader::with_capacity(1 << 16, FileFrom { file, at: HEADER_LEN });
     let mut bytes = [0; RECORD_LEN];
@@ -372,20 +419,21 @@ fn load(file: &File) -> io::Result<Option<Left>> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
             other => other?,
         }
-        let Some((index, record)) = parse_record(&header, &bytes) else { break };
-        match record {
-            Some(record) => records.insert(index, record),
-            None => records.remove(&index),
-        };
+        match parse_record(&header, &bytes) {
+            None => break,
+            Some(Parsed::Chunk(index, record)) => drop(records.insert(index, record)),
+            Some(Parsed::Lost(index)) => drop(records.remove(&index)),
+            Some(Parsed::Boundary(up_to)) => boundary = up_to,
+        }
         next += RECORD_LEN as u64;
     }
-    Ok(Some(Left { header, records, doubted, next }))
+    Ok(Some(Left { header, records, boundary, doubted, next }))
 }
 
 fn parse_header(head: &[u8]) -> Option<JournalHeader> {
     let version = u32::from_le_bytes(head[8..12].try_into().expect("four bytes"));
     let len = u32::from_le_bytes(head[12..16].try_into().expect("four bytes")) as usize;
-    if head[..8] != MAGIC || version != VERSION {
+    if head[..8] != MAGIC || !(OLDEST_VERSION..=VERSION).contains(&version) {
         return None;
     }
     let text = head[..DOUBT_AT as usize].get(TEXT_AT..TEXT_AT.checked_add(len)?)?;
@@ -398,27 +446,45 @@ fn parse_header(head: &[u8]) -> Option<JournalHeader> {
         && header.chunks() <= MOST_CHUNKS
         && header.snapshot.is_some() != header.plain.is_some()
         && header.inode.is_some() != header.device.is_some()
+        && header.outboard.is_some() == (header.mode_used == ModeUsed::Outboard)
+        && (header.outboard.is_none() || header.chunk == CHUNK)
         && hex::decode::<16>(&header.boot).is_some();
     coherent.then_some(header)
 }
 
-/// A record, or (inner `None`) the taking back of one.
-fn parse_record(header: &JournalHeader, bytes: &[u8; RECORD_LEN]) -> Option<(u64, Option<ChunkRecord>)> {
+/// What a record says.
+enum Parsed {
+    Chunk(u64, ChunkRecord),
+    /// What was recorded of the chunk does not count.
+    Lost(u64),
+    /// The outboard copy of the base is complete up to this original, or is not any more.
+    Boundary(Option<u64>),
+}
+
+fn parse_record(header: &JournalHeader, bytes: &[u8; RECORD_LEN]) -> Option<Parsed> {
     if checksum(header.copy, &bytes[..CHECKED_LEN]) != bytes[CHECKED_LEN..] {
         return None;
     }
     let index = word(bytes, 0);
+    if word(bytes, 8) == BOUNDARY {
+        return Some(Parsed::Boundary((index == 0).then(|| word(bytes, 48))));
+    }
     if index >= header.chunks() {
         return None;
     }
-    let digest = match word(bytes, 8) {
-        DATA => ChunkDigest::Data(bytes[16..48].try_into().expect("32 bytes")),
-        ZERO => ChunkDigest::Zero,
-        LOST => return Some((index, None)),
+    let data = ChunkDigest::Data(bytes[16..48].try_into().expect("32 bytes"));
+    let (stage, digest) = match word(bytes, 8) {
+        DATA => (Stage::Final, data),
+        ZERO => (Stage::Final, ChunkDigest::Zero),
+        BASE_DATA => (Stage::Base, data),
+        BASE_ZERO => (Stage::Base, ChunkDigest::Zero),
+        LAID_DATA => (Stage::Laid, data),
+        LAID_ZERO => (Stage::Laid, ChunkDigest::Zero),
+        LOST => return Some(Parsed::Lost(index)),
         _ => return None,
     };
-    let record = ChunkRecord { digest, read: word(bytes, 48), changed: word(bytes, 56), written: word(bytes, 64) };
-    Some((index, Some(record)))
+    let counts = [48, 56, 64].map(|at| word(bytes, at));
+    Some(Parsed::Chunk(index, ChunkRecord { stage, digest, read: counts[0], changed: counts[1], written: counts[2] }))
 }
 
 struct FileFrom<'a> {

@@ -33,6 +33,7 @@ mod export;
 mod flow;
 mod forbidden;
 mod hex;
+mod hurry;
 mod journal;
 mod location;
 mod manifest;
@@ -66,7 +67,7 @@ pub use error::{
 pub use location::Location;
 pub use manifest::{
     Boundary, CopyKind, DeviceRecord, Durability, Engine, ImageRecord, Layout, MANIFEST_VERSION, Manifest,
-    ManifestFault, ModeAsked, ModeUsed, OutboardRecord, Protection, Transport, VolumeRecord,
+    ManifestFault, ModeAsked, ModeUsed, Outboard, OutboardRecord, Protection, Transport, VolumeRecord,
 };
 pub use progress::{Cancel, Event, Notice, Observer, Phase};
 pub use removal::Removed;

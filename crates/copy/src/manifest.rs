@@ -103,6 +103,16 @@ pub enum Engine {
     Reflink,
 }
 
+/// What an outboard copy is to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outboard {
+    /// Where the originals go.
+    pub layout: Layout,
+    /// Which of them.
+    pub boundary: Boundary,
+}
+
 /// How an outboard copy was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -125,6 +135,13 @@ pub enum Transport {
     Nbd,
     /// It read the snapshot's view, as a client of the daemon.
     View,
+}
+
+impl ModeUsed {
+    /// The only mode that the first journals knew. (A plain source was known by its record.)
+    pub(crate) fn of_version_1() -> Self {
+        Self::TimeZero
+    }
 }
 
 /// What kept writers off a plain file or device while it was read.

@@ -47,6 +47,8 @@ pub enum Phase {
     Survey,
     /// Bytes go from the source to the destination.
     Copy,
+    /// Originals are laid over them there, counted in chunks.
+    Originals,
     /// The destination makes them durable.
     Flush,
     /// They are read again and compared with their digests.
@@ -62,6 +64,7 @@ impl fmt::Display for Phase {
             Self::Compare => "compare",
             Self::Survey => "survey",
             Self::Copy => "copy",
+            Self::Originals => "originals",
             Self::Flush => "flush",
             Self::Verify => "verify",
             Self::Declare => "declare",
@@ -138,6 +141,8 @@ pub enum Notice {
         /// How many chunks.
         chunks: u64,
     },
+    /// The original cache was short of space, and the outboard copy of the base was complete.
+    EndedEarly,
 }
 
 impl fmt::Display for Notice {
@@ -154,6 +159,9 @@ impl fmt::Display for Notice {
             Self::SnapshotStands { volume, snapshot } => write!(
                 f,
                 "the copy is good but its snapshot could not be deleted; `tzero snapshot delete {volume}@{snapshot}` does"
+            ),
+            Self::EndedEarly => f.write_str(
+                "the original cache is short of space: copy-on-write has ended before the originals are copied, which costs the copy nothing",
             ),
             Self::Recopied { chunks } => {
                 write!(

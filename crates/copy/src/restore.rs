@@ -290,7 +290,8 @@ impl Run<'_> {
     }
 
     fn source(&self) -> PlainSource<tzero_nbd::AnyDevice> {
-        PlainSource::new(Arc::clone(self.image.device()), self.selection.size())
+        let image = PlainSource::new(Arc::clone(self.image.device()), self.selection.size());
+        image.scoped(self.request.copy.manifest().scope.clone())
     }
 
     /// Reads what the target has, from its medium, and tells the chunks that are not as in the copy.

@@ -86,17 +86,49 @@ impl Session {
         }
     }
 
-    /// Reports ranges that are safe in the destination and recorded in the journal.
-    pub(crate) fn captured(&mut self, ranges: &[ByteRange]) -> Result<(), DaemonFault> {
-        for ranges in ranges.chunks(RANGES_PER_LINE) {
-            let ranges = ranges.iter().map(|range| (range.start(), range.len())).collect();
-            self.send(&Request::Captured { ranges })?;
+    /// Reports ranges that are safe in the destination and recorded in the journal. Says whether the daemon wants more soon.
+    pub(crate) fn captured(&mut self, ranges: &[ByteRange]) -> Result<bool, DaemonFault> {
+        self.report(ranges, |ranges| Request::Captured { ranges })
+    }
+
+    /// The same of a copy that gives up originals only. Of no range it asks how full the cache is.
+    pub(crate) fn delivered(&mut self, ranges: &[ByteRange]) -> Result<bool, DaemonFault> {
+        self.report(ranges, |ranges| Request::Delivered { ranges })
+    }
+
+    fn report(
+        &mut self,
+        ranges: &[ByteRange],
+        request: impl Fn(Vec<(u64, u64)>) -> Request,
+    ) -> Result<bool, DaemonFault> {
+        let mut all = ranges;
+        loop {
+            let (now, later) = all.split_at(all.len().min(RANGES_PER_LINE));
+            self.send(&request(now.iter().map(|range| (range.start(), range.len())).collect()))?;
             match self.receive()?.0 {
-                Reply::Released { .. } => {}
+                Reply::Released { hurry } if later.is_empty() => return Ok(hurry),
+                Reply::Released { .. } => all = later,
                 reply => return Err(unexpected(reply)),
             }
         }
-        Ok(())
+    }
+
+    /// The sequence of the newest original. The last outboard read must have completed.
+    pub(crate) fn marker(&mut self) -> Result<u64, DaemonFault> {
+        self.boundary(&Request::Marker)
+    }
+
+    /// Ends the snapshot's copy-on-write; gives the sequence of the last original that it retains.
+    pub(crate) fn terminate(&mut self) -> Result<u64, DaemonFault> {
+        self.boundary(&Request::Terminate)
+    }
+
+    fn boundary(&mut self, request: &Request) -> Result<u64, DaemonFault> {
+        self.send(request)?;
+        match self.receive()?.0 {
+            Reply::Boundary { up_to } => Ok(up_to),
+            reply => Err(unexpected(reply)),
+        }
     }
 
     /// Asks whether the snapshot still stands, unbroken.

@@ -7,19 +7,24 @@
 //! [`SnapshotSource`] is a served volume's snapshot. [`PlainSource`] is a file or device with no daemon: nothing to
 //! settle.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::future::{Future, ready};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use tzero_api::control;
 use tzero_api::mover::Begun;
 use tzero_block::{BlockDevice, ByteRange, Concat};
 use tzero_io::{Buffer, MappedFile};
 use tzero_nbd::AnyDevice;
-use tzero_originals::{Epoch, OriginalsReader, SnapshotId, SnapshotRef};
+use tzero_originals::{CaughtUp, Epoch, OriginalsReader, Sequence, SnapshotId, SnapshotRef};
 
+use crate::digests::CHUNK;
 use crate::error::{DaemonFault, SourceFault};
+use crate::hurry::Hurry;
 use crate::released::Released;
+use crate::scope::{InvalidScope, Scope};
 
 mod devices;
 
@@ -30,6 +35,8 @@ pub(crate) enum Content {
     Hole,
     /// As many as the range has.
     Bytes(Buffer),
+    /// It is outside the scope: nobody looks, it counts as zero, and it is not written.
+    Outside,
 }
 
 /// A range and what is there.
@@ -45,11 +52,19 @@ pub(crate) trait Source {
     /// The device to read first. Its size may exceed the source's.
     fn base(&self) -> &Arc<Self::Base>;
 
-    /// Bytes to copy.
+    /// Bytes of the volume.
     fn size(&self) -> u64;
+
+    /// What of them is to be read.
+    fn scope(&self) -> &Scope;
 
     /// Turns what the base gave, by reads that have all completed, into the bytes of T0.
     fn settle(&mut self, parts: Vec<Part>) -> impl Future<Output = Settled>;
+
+    /// Who is told when the original cache is short of space.
+    fn hurry(&self) -> Hurry {
+        Hurry::default()
+    }
 
     /// Fails unless everything settled so far is still vouched for.
     fn check(&self) -> Result<(), SourceFault>;
@@ -59,12 +74,18 @@ pub(crate) trait Source {
 pub(crate) struct PlainSource<D> {
     device: Arc<D>,
     size: u64,
+    scope: Scope,
 }
 
 impl<D: BlockDevice> PlainSource<D> {
     /// The first `size` bytes of `device`.
     pub(crate) fn new(device: Arc<D>, size: u64) -> Self {
-        Self { device, size }
+        Self { device, size, scope: Scope::default() }
+    }
+
+    /// Only what of it is in `scope`.
+    pub(crate) fn scoped(self, scope: Scope) -> Self {
+        Self { scope, ..self }
     }
 }
 
@@ -77,6 +98,10 @@ impl<D: BlockDevice> Source for PlainSource<D> {
 
     fn size(&self) -> u64 {
         self.size
+    }
+
+    fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     fn settle(&mut self, parts: Vec<Part>) -> impl Future<Output = Settled> {
@@ -94,7 +119,13 @@ pub(crate) struct SnapshotSource {
     originals: OriginalsReader<MappedFile, Concat<AnyDevice>>,
     snapshot: SnapshotRef,
     size: u64,
+    scope: Scope,
     released: Released,
+    hurry: Hurry,
+    /// Its copy-on-write may have ended.
+    retained: bool,
+    /// It has: the last original that it retains.
+    ended: Option<u64>,
 }
 
 impl SnapshotSource {
@@ -112,7 +143,17 @@ impl SnapshotSource {
             return Err(DaemonFault::Cut { has, needs: begun.size });
         }
         let snapshot = SnapshotRef { slot: begun.slot, id, epoch: Epoch(begun.epoch) };
-        Ok(Self { base: Arc::new(devices.base), originals, snapshot, size: begun.size, released })
+        let scope = begun
+            .scope
+            .as_ref()
+            .map(|parts| parts.iter().map(|&(offset, length)| control::Part { offset, length }).collect::<Vec<_>>());
+        let scope: Scope = scope.try_into().map_err(|InvalidScope| DaemonFault::Protocol)?;
+        if !scope.fits(begun.size) {
+            return Err(DaemonFault::Protocol);
+        }
+        let hurry = Hurry::default();
+        let (size, base) = (begun.size, Arc::new(devices.base));
+        Ok(Self { base, originals, snapshot, size, scope, released, hurry, retained: false, ended: begun.ended })
     }
 
     /// Lays originals over what the base gave.
@@ -120,8 +161,11 @@ impl SnapshotSource {
         let snapshot = self.snapshot;
         let whole = parts.first().map_or(ByteRange::new(0, 0), |(range, _)| *range);
         let originals = self.originals.catch_up().await.map_err(|error| (whole, SourceFault::Snapshot(error)))?;
+        if self.hurry.wants_count() {
+            self.hurry.count(originals_by_chunk(&originals));
+        }
         let mut from_originals = 0;
-        for (range, content) in &mut parts {
+        for (range, content) in parts.iter_mut().filter(|(_, content)| !matches!(content, Content::Outside)) {
             let range = *range;
             let failed = |error| (range, SourceFault::Snapshot(error));
             if let Content::Hole = content {
@@ -136,6 +180,57 @@ impl SnapshotSource {
             }
         }
         Ok((parts, from_originals))
+    }
+
+    /// From here on only what is retained counts: the copy-on-write may have ended.
+    pub(crate) fn retain(&mut self) {
+        self.retained = true;
+    }
+
+    /// The last original that it retains, once its copy-on-write has ended.
+    pub(crate) fn ended(&self) -> Option<u64> {
+        self.ended
+    }
+
+    /// Its copy-on-write has ended.
+    pub(crate) fn end(&mut self, up_to: u64) {
+        self.ended = Some(up_to);
+    }
+
+    /// The chunks in which something has an original, and the newest one of now.
+    pub(crate) async fn chunks_with_originals(&mut self) -> Result<(BTreeSet<u64>, Sequence), SourceFault> {
+        let originals = self.originals.catch_up().await.map_err(SourceFault::Snapshot)?;
+        Ok((originals_by_chunk(&originals).into_keys().collect(), originals.seen()))
+    }
+
+    /// The retained originals up to a sequence that lie in a range and in scope, as their places with their bytes of T0; and how many bytes came
+    /// from the cache. `base` has the bytes of the range as they were copied.
+    pub(crate) async fn lay_retained(
+        &mut self,
+        up_to: Sequence,
+        range: ByteRange,
+        base: &mut Buffer,
+    ) -> Result<(Vec<ByteRange>, u64), SourceFault> {
+        let originals = self.originals.catch_up().await.map_err(SourceFault::Snapshot)?;
+        let (mut places, mut from_originals) = (Vec::new(), 0);
+        for part in self.scope.within(range) {
+            let laid = originals.places_retained(&self.snapshot, up_to, part).map_err(SourceFault::Snapshot)?;
+            if laid.is_empty() {
+                continue;
+            }
+            let at = (part.start() - range.start()) as usize..(part.end() - range.start()) as usize;
+            let mut bytes = Buffer::copy_of(&base[at.clone()]);
+            let reconciled = originals.lay_retained(&self.snapshot, up_to, part.start(), &mut bytes).await;
+            from_originals += reconciled.map_err(SourceFault::Snapshot)?.cache_bytes;
+            base[at].copy_from_slice(&bytes);
+            places.extend(laid);
+        }
+        Ok((places, from_originals))
+    }
+
+    /// The one file or device that the base is, to be copied by the kernel.
+    pub(crate) fn base_file(&self) -> Option<&File> {
+        self.base_files().next().filter(|_| self.base.components().len() == 1)
     }
 
     /// The files and devices that the base is made of, to tell what they are.
@@ -158,8 +253,13 @@ impl Source for SnapshotSource {
         self.size
     }
 
+    fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
     async fn settle(&mut self, parts: Vec<Part>) -> Settled {
-        let ranges: Vec<ByteRange> = parts.iter().map(|(range, _)| *range).collect();
+        let inside = parts.iter().filter(|(_, content)| !matches!(content, Content::Outside));
+        let ranges: Vec<ByteRange> = inside.map(|(range, _)| *range).collect();
         let settled = self.overlay(parts).await;
         // Asked last, as a view does, and it counts more than a fault: an original may be missing because it was released.
         match ranges.into_iter().find(|range| self.released.overlaps(*range)) {
@@ -168,9 +268,25 @@ impl Source for SnapshotSource {
         }
     }
 
-    fn check(&self) -> Result<(), SourceFault> {
-        self.originals.check(&self.snapshot).map_err(SourceFault::Snapshot)
+    fn hurry(&self) -> Hurry {
+        self.hurry.clone()
     }
+
+    fn check(&self) -> Result<(), SourceFault> {
+        let stands = match self.retained {
+            false => self.originals.check(&self.snapshot),
+            true => self.originals.retained_up_to(&self.snapshot).map(drop),
+        };
+        stands.map_err(SourceFault::Snapshot)
+    }
+}
+
+/// How many originals, of whatever snapshot, lie in each chunk.
+fn originals_by_chunk(originals: &CaughtUp<'_, MappedFile, Concat<AnyDevice>>) -> BTreeMap<u64, u64> {
+    let mut counts = BTreeMap::new();
+    let grain = originals.grain();
+    originals.grains().for_each(|index| *counts.entry(index.0 * grain / CHUNK).or_default() += 1);
+    counts
 }
 
 #[cfg(test)]

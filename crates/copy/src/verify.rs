@@ -12,6 +12,7 @@ use tzero_io::{Backend, Runtime};
 use crate::digests::chunk_range;
 use crate::flow::{self, End, Landed, Outcome, Sink, Step, Unkept};
 use crate::medium::Medium;
+use crate::scope::Scope;
 use crate::source::PlainSource;
 use crate::{Cancel, ChunkDigest, Copy, CopyId, Error, Event, Observer, Phase, Timestamp};
 
@@ -115,7 +116,7 @@ pub fn verify(copy: &Copy, observer: Observer<'_>, cancel: &Cancel) -> Result<Ve
     let medium = runtime.block_on(copy.open_any_image())?;
     let manifest = copy.manifest();
     let size_found = if copy.is_device() { medium.size().min(manifest.size()) } else { medium.size() };
-    let expected = Expected { size: manifest.size(), chunk: manifest.chunk };
+    let expected = Expected { size: manifest.size(), chunk: manifest.chunk, scope: manifest.scope.clone() };
     let comparison =
         runtime.block_on(compare((&medium, copy.image()), expected, manifest.digests.iter(), observer, cancel))?;
     let Some(Comparison { good_bytes, damaged_chunks, damage }) = comparison else {
@@ -133,10 +134,12 @@ pub fn verify(copy: &Copy, observer: Observer<'_>, cancel: &Cancel) -> Result<Ve
     })
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Expected {
     pub(crate) size: u64,
     pub(crate) chunk: u64,
+    /// What else there is may be anything.
+    pub(crate) scope: Scope,
 }
 
 #[derive(Debug, Default)]
@@ -155,7 +158,7 @@ pub(crate) async fn compare(
     cancel: &Cancel,
 ) -> Result<Option<Comparison>, Error> {
     medium.forget(None);
-    let Expected { size, chunk } = expected;
+    let Expected { size, chunk, scope } = expected;
     let has = medium.size();
     let mut judge =
         Judge { comparison: Comparison::default(), done: 0, total: size, observer, missing: Vec::new(), path };
@@ -168,7 +171,7 @@ pub(crate) async fn compare(
         }
         Some(Step { index, range, expect: Some(expect) })
     });
-    let mut source = PlainSource::new(Arc::clone(medium.device()), size.min(has));
+    let mut source = PlainSource::new(Arc::clone(medium.device()), size.min(has)).scoped(scope);
     let end = flow::run(&mut source, Unkept, steps, cancel, &mut judge).await?;
     if end == End::Cancelled {
         return Ok(None);

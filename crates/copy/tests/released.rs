@@ -79,6 +79,7 @@ const UNREPORTED: Fault = Fault {
     direct: false,
     keeps: false,
     lose_at_recorded: false,
+    short_of_space: false,
     silent_of_released: false,
 };
 

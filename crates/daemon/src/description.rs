@@ -96,6 +96,7 @@ impl Volume {
         let (state, reason) = match (broken(&info.state), self.whole()) {
             (Some(reason), _) => (control::SnapshotState::Broken, Some(reason)),
             (None, Err(refusal)) => (control::SnapshotState::Unavailable, Some(sentence(refusal))),
+            (None, Ok(_)) if matches!(info.state, SnapshotState::Ended { .. }) => (control::SnapshotState::Ended, None),
             (None, Ok(_)) => (control::SnapshotState::Live, None),
         };
         Some(control::Snapshot {

@@ -58,7 +58,7 @@ fn info(engine: &Path, slot: u32, record: Record) -> SnapshotInfo {
         private: record.private,
         state: match record.state {
             RecordState::Live => SnapshotState::Live,
-            RecordState::Ended(_) => SnapshotState::Ended,
+            RecordState::Ended(up_to) => SnapshotState::Ended { up_to },
             RecordState::Broken(reason) => SnapshotState::Broken { reason, at: record.broken_at },
         },
         scope,

@@ -255,14 +255,18 @@ impl<P: Platform> Volume<P> {
         let _ = self.storage.remove(&scope::name(id));
     }
 
-    /// Ends the copy-on-write of a snapshot. What was saved for it so far is retained; it can no longer be read as a view (R35, R36).
+    /// Ends the copy-on-write of a snapshot, and says which original is the last one that belongs to it. What was saved for it so far is
+    /// retained, immutable, until it is deleted (INV-6); it can no longer be read as a view (R35, R36). Ended already, it stays as it is.
     ///
     /// # Errors
-    /// When there is no such live snapshot, or the state cannot be written.
-    pub async fn end_snapshot(&self, id: SnapshotId) -> Result<(), SnapshotError> {
-        {
+    /// When there is no such snapshot that stands, or the state cannot be written.
+    pub async fn end_snapshot(&self, id: SnapshotId) -> Result<Sequence, SnapshotError> {
+        let end = {
             let _claims = self.lock();
             let snapshot = self.snapshots.find(|snapshot| snapshot.id == id).ok_or(SnapshotError::Unknown)?;
+            if let Some(end) = snapshot.end.get().filter(|_| snapshot.holds()) {
+                return Ok(*end);
+            }
             if !snapshot.is_live() {
                 return Err(SnapshotError::NotLive);
             }
@@ -272,9 +276,10 @@ impl<P: Platform> Volume<P> {
             if !self.snapshots.any_live() {
                 self.pending.disarm();
             }
-        }
+            end
+        };
         self.platform.point(Point::Ended).await;
-        Ok(())
+        Ok(end)
     }
 
     /// The sequence of the newest original that is published. Taken when the last outboard read has completed it is the marker (R34): whatever

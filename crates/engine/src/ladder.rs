@@ -8,7 +8,7 @@
 //! 4. *Slow down*: while a mover is at work, first writes wait a little, the longer the fuller, up to [`MOST_SLOWED`]; when the cache is full,
 //!    up to the longest wait that a snapshot which needs the original asks for, else that same bound.
 //! 5. *Break*: the snapshot with the most originals of its own goes, those that may be broken at once before those that would wait; then the
-//!    next. One that has none of its own gives no space.
+//!    next. One that has none of its own gives no space. One whose copy-on-write has ended is pinned until it is copied (INV-6).
 //! 6. Nothing can be had: the snapshots that need this very original break. Only where one of them was asked to fail writes instead, the
 //!    host's write fails.
 //!
@@ -123,7 +123,7 @@ impl<P: Platform> Volume<P> {
             self.platform.point(Point::SaveFailed).await;
             {
                 let _claims = self.lock();
-                if !victim.holds() && !self.platform.planted(Planted::DeletedBreaks) {
+                if !victim.is_live() && !self.platform.planted(Planted::DeletedBreaks) {
                     // Somebody was faster: its record's slot may be another's by now.
                     return Room::Try;
                 }
@@ -183,12 +183,12 @@ impl<P: Platform> Volume<P> {
 
     /// The snapshot whose end frees the most, those that break at once first; none where nobody's end would free anything.
     async fn most_unique(&self) -> Option<Arc<Snapshot>> {
-        let candidates: Vec<_> = self.snapshots.all().into_iter().filter(|snapshot| snapshot.holds()).collect();
+        let candidates: Vec<_> = self.snapshots.all().into_iter().filter(|snapshot| snapshot.is_live()).collect();
         let unique = if candidates.is_empty() { BTreeMap::new() } else { self.unique_bytes_gently().await };
         let bytes = |snapshot: &Snapshot| unique.get(&snapshot.id).copied().unwrap_or(0);
         candidates
             .into_iter()
-            .filter(|snapshot| snapshot.on_full != OnFull::FailWrites && snapshot.holds() && bytes(snapshot) > 0)
+            .filter(|snapshot| snapshot.on_full != OnFull::FailWrites && snapshot.is_live() && bytes(snapshot) > 0)
             .max_by_key(|snapshot| (snapshot.on_full == OnFull::Break, bytes(snapshot)))
     }
 

@@ -110,7 +110,7 @@ impl Snapshot {
     pub(crate) fn info(&self) -> SnapshotInfo {
         let state = match (self.broken.get(), self.end.get()) {
             (Some((reason, at)), _) => SnapshotState::Broken { reason: *reason, at: *at },
-            (None, Some(_)) => SnapshotState::Ended,
+            (None, Some(up_to)) => SnapshotState::Ended { up_to: *up_to },
             (None, None) => SnapshotState::Live,
         };
         SnapshotInfo {
@@ -137,7 +137,10 @@ pub enum SnapshotState {
     /// It stands.
     Live,
     /// Its copy-on-write has ended.
-    Ended,
+    Ended {
+        /// The last original that it retains.
+        up_to: Sequence,
+    },
     /// It is lost.
     Broken {
         /// Why.

@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use io_uring::{opcode, squeue, types};
 
@@ -24,6 +25,7 @@ use crate::buffer::Buffer;
 use crate::descriptor::{check, check_len};
 use crate::gate::{Gate, Pass};
 use crate::runtime::reactor;
+use crate::system;
 
 /// Buffered requests of fewer bytes are done on the spot.
 const INLINE: usize = 64 << 10;
@@ -34,6 +36,9 @@ const MOST_LONG: usize = 4;
 /// All other requests of one file at one time that the ring is given.
 const MOST_REQUESTS: usize = 256;
 
+/// Reads leave no page behind that was not there before.
+const RWF_DONTCACHE: i32 = 0x80;
+
 /// A stretch of a file, in bytes; or of all of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
@@ -41,9 +46,22 @@ pub(crate) struct Place {
     len: u64,
 }
 
+/// What reads leave in the page cache.
+#[derive(Debug)]
+enum Trace {
+    /// What the kernel thinks will be wanted again.
+    Kept,
+    /// What was there before, no more: whoever else uses the file finds its pages as it left them.
+    None {
+        /// The kernel (before 6.14) or the file system has no reads that leave nothing.
+        by_hand: AtomicBool,
+    },
+}
+
 #[derive(Debug)]
 struct Opened {
     file: fs::File,
+    trace: Trace,
     pool: Pool,
     workers: Arc<Gate>,
     long: Arc<Gate>,
@@ -60,8 +78,20 @@ pub struct File {
 impl File {
     /// Takes over an open file; `direct` says whether it was opened with `O_DIRECT`.
     pub fn new(file: fs::File, direct: bool) -> Self {
+        Self::with_trace(file, direct, Trace::Kept)
+    }
+
+    /// As [`File::new`], for reads that are to leave the page cache as it was: neither do they fill it, nor do they push out what others
+    /// have there. Where the kernel cannot do it the pages of ranges of which none was there are dropped after they were read; where it
+    /// cannot even tell, reads are as always.
+    pub fn without_trace(file: fs::File, direct: bool) -> Self {
+        Self::with_trace(file, direct, Trace::None { by_hand: AtomicBool::new(false) })
+    }
+
+    fn with_trace(file: fs::File, direct: bool, trace: Trace) -> Self {
         let opened = Opened {
             file,
+            trace,
             pool: Pool::default(),
             workers: Gate::new(MOST_WORKERS),
             long: Gate::new(MOST_LONG),
@@ -132,6 +162,27 @@ impl File {
 
     /// Reads until `buffer` is full or the file ends; gives the count.
     pub async fn read_at(&self, offset: u64, mut buffer: Buffer) -> (Buffer, io::Result<usize>) {
+        if let (Trace::None { by_hand }, false) = (&self.opened.trace, self.direct) {
+            if reactor().has_ring() && !by_hand.load(Ordering::Relaxed) {
+                let (returned, result) = self.read_by_ring(offset, buffer, 0, RWF_DONTCACHE).await;
+                match &result {
+                    Err(error) if is_unsupported(error) => by_hand.store(true, Ordering::Relaxed),
+                    _ => return (returned, result),
+                }
+                buffer = returned;
+            }
+            let (at, len) = (offset, buffer.len() as u64);
+            let is_bare = system::cached_pages(self.get(), at, len).is_ok_and(|pages| pages == 0);
+            let read = self.read_traced(offset, buffer).await;
+            if is_bare {
+                system::drop_cache(self.get(), at, len);
+            }
+            return read;
+        }
+        self.read_traced(offset, buffer).await
+    }
+
+    async fn read_traced(&self, offset: u64, mut buffer: Buffer) -> (Buffer, io::Result<usize>) {
         let mut filled = 0;
         if !self.direct && buffer.len() < INLINE {
             match self.read_cached(offset, &mut buffer) {
@@ -148,6 +199,17 @@ impl File {
                 })
                 .await;
         }
+        self.read_by_ring(offset, buffer, filled, 0).await
+    }
+
+    /// Goes on filling `buffer`, whose first byte is at `offset`, from byte `filled` on.
+    async fn read_by_ring(
+        &self,
+        offset: u64,
+        mut buffer: Buffer,
+        mut filled: usize,
+        rw_flags: i32,
+    ) -> (Buffer, io::Result<usize>) {
         while filled < buffer.len() {
             let pass = self.pass(!self.flags(buffer.len()).is_empty()).await;
             let entry = opcode::Read::new(
@@ -156,6 +218,7 @@ impl File {
                 (buffer.len() - filled).min(1 << 30) as u32,
             )
             .offset(offset + filled as u64)
+            .rw_flags(rw_flags)
             .build()
             .flags(self.flags(buffer.len()));
             // SAFETY: the buffer's memory does not move with it.
@@ -258,7 +321,7 @@ impl File {
     /// # Errors
     /// When the file cannot tell.
     pub fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        self.seek(offset, libc::SEEK_DATA)
+        system::next_data(self.get(), offset)
     }
 
     /// Where the next hole at or after `offset` starts; the end of the file counts as one. `None` past the end.
@@ -266,20 +329,7 @@ impl File {
     /// # Errors
     /// When the file cannot tell.
     pub fn next_hole(&self, offset: u64) -> io::Result<Option<u64>> {
-        self.seek(offset, libc::SEEK_HOLE)
-    }
-
-    fn seek(&self, offset: u64, whence: i32) -> io::Result<Option<u64>> {
-        let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: plain system call on an open descriptor. The file position it moves is used by nobody.
-        let found = unsafe { libc::lseek(self.get().as_raw_fd(), offset, whence) };
-        match u64::try_from(found) {
-            Ok(found) => Ok(Some(found)),
-            Err(_) => match io::Error::last_os_error() {
-                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-                error => Err(error),
-            },
-        }
+        system::next_hole(self.get(), offset)
     }
 
     fn flags(&self, len: usize) -> squeue::Flags {
@@ -298,6 +348,10 @@ impl AsFd for File {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.get().as_fd()
     }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL))
 }
 
 async fn through(gate: &Arc<Gate>) -> Pass {

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::descriptor::check;
+use crate::descriptor::{check, check_len};
 
 const BLKROGET: libc::Ioctl = 0x125e;
 const BLKDISCARD: libc::Ioctl = 0x1277;
@@ -157,6 +157,98 @@ pub fn direct_alignment(file: &File) -> io::Result<u32> {
     match status.stx_dio_offset_align {
         0 => Err(io::ErrorKind::Unsupported.into()),
         align => Ok(align.max(status.stx_dio_mem_align).min(4096).max(align)),
+    }
+}
+
+/// Where the next data of a file at or after `offset` starts; `None` if there is none up to the end.
+///
+/// # Errors
+/// When the file cannot tell.
+pub fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    seek(file, offset, libc::SEEK_DATA)
+}
+
+/// Where the next hole of a file at or after `offset` starts; its end counts as one. `None` past the end.
+///
+/// # Errors
+/// When the file cannot tell.
+pub fn next_hole(file: &File, offset: u64) -> io::Result<Option<u64>> {
+    seek(file, offset, libc::SEEK_HOLE)
+}
+
+fn seek(file: &File, offset: u64, whence: i32) -> io::Result<Option<u64>> {
+    let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: plain system call on an open descriptor. The file position it moves is used by nobody.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    match u64::try_from(found) {
+        Ok(found) => Ok(Some(found)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+/// Has the file system share a range of `source` with `target`, at the same offset in both, instead of copying it. Blocking.
+///
+/// # Errors
+/// `Unsupported` where it cannot be done at all or not with this range; else what the system says.
+pub fn share_range(source: &File, target: &File, offset: u64, len: u64) -> io::Result<()> {
+    let range = libc::file_clone_range {
+        src_fd: source.as_raw_fd().into(),
+        src_offset: offset,
+        src_length: len,
+        dest_offset: offset,
+    };
+    // SAFETY: two open descriptors; the call reads the struct.
+    match check(unsafe { libc::ioctl(target.as_raw_fd(), libc::FICLONERANGE, &range) }) {
+        Err(error) if is_refusal(&error) => Err(io::ErrorKind::Unsupported.into()),
+        other => other.map(drop),
+    }
+}
+
+/// Has the kernel copy up to `len` bytes of `source` to `target`, at the same offset in both; says how many, which may be fewer, and 0 at
+/// the end of `source`. Blocking.
+///
+/// # Errors
+/// `Unsupported` where it cannot be done between these two; else what the system says.
+pub fn copy_range(source: &File, target: &File, offset: u64, len: u64) -> io::Result<u64> {
+    let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let (mut from, mut to) = (i64::try_from(offset).map_err(invalid)?, i64::try_from(offset).map_err(invalid)?);
+    let len = len.min(1 << 30) as usize;
+    loop {
+        // SAFETY: two open descriptors and two writable offsets.
+        let count = check_len(unsafe {
+            libc::copy_file_range(source.as_raw_fd(), &mut from, target.as_raw_fd(), &mut to, len, 0)
+        });
+        match count {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if is_refusal(&error) => return Err(io::ErrorKind::Unsupported.into()),
+            other => return other.map(|count| count as u64),
+        }
+    }
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    let refusals =
+        [libc::EOPNOTSUPP, libc::EXDEV, libc::EINVAL, libc::ENOSYS, libc::ENOTTY, libc::EBADF, libc::ETXTBSY];
+    error.raw_os_error().is_some_and(|code| refusals.contains(&code))
+}
+
+/// How many pages of a range of the file are in the page cache.
+///
+/// # Errors
+/// `Unsupported` where the kernel (before 6.5) or the file cannot tell.
+pub fn cached_pages(file: &File, offset: u64, len: u64) -> io::Result<u64> {
+    const CACHESTAT: libc::c_long = 451;
+    let range = [offset, len];
+    let mut found = [0u64; 5];
+    // SAFETY: an open descriptor; the call reads two 64-bit words and writes five.
+    match check_len(unsafe {
+        libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), found.as_mut_ptr(), 0) as isize
+    }) {
+        Ok(_) => Ok(found[0]),
+        Err(_) => Err(io::ErrorKind::Unsupported.into()),
     }
 }
 

@@ -211,11 +211,11 @@ impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
         })
     }
 
-    /// The last sequence that a snapshot retains: its end, once it was ended.
+    /// The last sequence that a snapshot retains: its end, once it was ended; while it is live there is none.
     ///
     /// # Errors
     /// When it is broken or gone.
-    fn retained_up_to(&self, snapshot: &SnapshotRef) -> Result<Sequence, ReconcileError> {
+    pub fn retained_up_to(&self, snapshot: &SnapshotRef) -> Result<Sequence, ReconcileError> {
         match self.table.check_live(snapshot.slot, snapshot.id) {
             Ok(()) => Ok(Sequence(u64::MAX)),
             Err(Some(RecordState::Ended(end))) => Ok(end),
@@ -350,8 +350,56 @@ impl<M: Mapping, D: BlockDevice> CaughtUp<'_, M, D> {
         offset: u64,
         buffer: &mut Buffer,
     ) -> Result<Reconciled, ReconcileError> {
+        let overlays = self.retained(snapshot, up_to, ByteRange::new(offset, buffer.len() as u64))?;
+        let laid = overlay(&self.reader.cache, &overlays, buffer).await;
+        self.reader.retained_up_to(snapshot)?;
+        let cache_bytes = laid.map_err(ReconcileError::Original)?;
+        Ok(Reconciled { cache_bytes, originals: overlays.len() as u64 })
+    }
+
+    /// Which parts of `range` [`Self::lay_retained`] replaces, ascending, those that touch joined.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn places_retained(
+        &self,
+        snapshot: &SnapshotRef,
+        up_to: Sequence,
+        range: ByteRange,
+    ) -> Result<Vec<ByteRange>, ReconcileError> {
+        let mut places: Vec<ByteRange> = Vec::new();
+        for overlay in self.retained(snapshot, up_to, range)? {
+            let place = ByteRange::new(range.start() + overlay.at as u64, overlay.part.len() as u64);
+            match places.last_mut() {
+                Some(last) if last.end() == place.start() => *last = ByteRange::between(last.start(), place.end()),
+                _ => places.push(place),
+            }
+        }
+        Ok(places)
+    }
+
+    /// Grain in bytes.
+    pub fn grain(&self) -> u64 {
+        self.reader.grain()
+    }
+
+    /// The newest sequence that was taken in.
+    pub fn seen(&self) -> Sequence {
+        self.reader.seen.unwrap_or(Sequence(0))
+    }
+
+    /// The grains that have an original of any snapshot, in no order.
+    pub fn grains(&self) -> impl Iterator<Item = GrainIndex> {
+        self.reader.index.grains()
+    }
+
+    fn retained(
+        &self,
+        snapshot: &SnapshotRef,
+        up_to: Sequence,
+        range: ByteRange,
+    ) -> Result<Vec<Overlay>, ReconcileError> {
         let up_to = up_to.min(self.reader.retained_up_to(snapshot)?);
-        let range = ByteRange::new(offset, buffer.len() as u64);
         let mut overlays = Vec::new();
         for grain in self.reader.grains.touched(range).map(GrainIndex) {
             let Some(located) = self.reader.index.resolve(grain, snapshot.epoch) else { continue };
@@ -369,10 +417,7 @@ impl<M: Mapping, D: BlockDevice> CaughtUp<'_, M, D> {
                 }
             }
         }
-        let laid = overlay(&self.reader.cache, &overlays, buffer).await;
-        self.reader.retained_up_to(snapshot)?;
-        let cache_bytes = laid.map_err(ReconcileError::Original)?;
-        Ok(Reconciled { cache_bytes, originals: overlays.len() as u64 })
+        Ok(overlays)
     }
 
     /// Which stretches of `range` are known to be zero at T0 by originals, `true`, or to have original bytes, `false`. Everything else is

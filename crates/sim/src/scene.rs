@@ -390,7 +390,7 @@ impl Scene {
                 ended: false,
             });
             entry.id = info.id;
-            entry.ended |= info.state == SnapshotState::Ended;
+            entry.ended |= matches!(info.state, SnapshotState::Ended { .. });
         }
         if recovered.damaged > 0 {
             fail(format!("{} entries of the map were damaged by a death of the process", recovered.damaged));

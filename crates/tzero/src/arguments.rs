@@ -28,6 +28,8 @@ pub(crate) enum ArgumentError {
     NoBytes,
     #[error("it ends behind anything that can be: no volume is that large")]
     RangeEnd,
+    #[error("it is not VOLUME:OFFSET+LENGTH with a length of at least 1")]
+    Part,
     #[error("snapshot names like it belong to backups: choose another")]
     Reserved,
     #[error("{0}")]
@@ -105,6 +107,27 @@ impl FromStr for Deleted {
     }
 }
 
+/// A part of a volume, as VOLUME:OFFSET+LENGTH.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VolumePart {
+    /// Of which.
+    pub(crate) volume: Name,
+    /// Where it begins, in bytes.
+    pub(crate) offset: u64,
+    /// Its length in bytes.
+    pub(crate) length: u64,
+}
+
+/// See [`VolumePart`].
+pub(crate) fn part(text: &str) -> Result<VolumePart, ArgumentError> {
+    let (volume, range) = text.split_once(':').ok_or(ArgumentError::Part)?;
+    let (offset, length) = range.split_once('+').ok_or(ArgumentError::Part)?;
+    let (Size(offset), Size(length)) = (offset.parse()?, length.parse()?);
+    let ends = offset.checked_add(length).is_some();
+    let part = VolumePart { volume: volume.parse()?, offset, length };
+    if ends && length > 0 { Ok(part) } else { Err(ArgumentError::Part) }
+}
+
 /// A path that may have any bytes.
 pub(crate) fn path(text: OsString) -> Result<PathBuf, ArgumentError> {
     something(text).map(PathBuf::from)
@@ -130,6 +153,19 @@ mod tests {
         }
         assert_eq!(range("1M+4K").unwrap(), ByteRange::new(1 << 20, 4096));
         assert!(something("".into()).is_err() && copy("-".into()).is_err() && copy("--".into()).is_ok());
+    }
+
+    #[test]
+    fn parts_of_volumes() {
+        let volume = || "v".parse().unwrap();
+        assert_eq!(part("v:4K+1M").unwrap(), VolumePart { volume: volume(), offset: 4096, length: 1 << 20 });
+        assert_eq!(part("v:0+1").unwrap(), VolumePart { volume: volume(), offset: 0, length: 1 });
+        let end = format!("v:{}+1", u64::MAX);
+        for bad in
+            ["", "v", "v:", "v:0", "v:0+", "v:+1", "v:0+0", "v:1+1+1", "v@s:0+1", ":0+1", "v:-1+1", "v:0+x", &end]
+        {
+            assert!(part(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tzero_api::control::MOST_COMPONENTS;
-use tzero_api::{Name, Size, SnapshotPath};
+use tzero_api::{Name, OnFull, Size, SnapshotPath};
 use tzero_block::ByteRange;
 use tzero_daemon::Address;
 
-use crate::arguments::{self, Deleted};
+use crate::arguments::{self, Deleted, VolumePart};
 use crate::destination::{Destination, Target};
 
 /// Backups of live block volumes, as of one instant.
@@ -141,6 +141,18 @@ pub(crate) enum Snapshot {
         /// The volume
         #[arg(required = true)]
         volume: Vec<Name>,
+
+        /// Take it of a part of the volume only; may be given several times
+        #[arg(long, value_name = "VOLUME:OFFSET+LENGTH", value_parser = arguments::part)]
+        scope: Vec<VolumePart>,
+
+        /// What becomes of originals: kept until it is deleted, or released as its one reader has them [default: keep]
+        #[arg(long, value_enum)]
+        originals: Option<Originals>,
+
+        /// What gives when the original cache is full: break, wait:DURATION or fail-writes [default: break]
+        #[arg(long, value_name = "WHAT")]
+        on_full: Option<OnFull>,
     },
     /// All snapshots
     List,
@@ -162,11 +174,41 @@ pub(crate) enum Snapshot {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Originals {
+    /// Kept until the snapshot is deleted
+    Keep,
+    /// Given up as they are read
+    Release,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Layout {
+    /// Originals go to their places
+    Overwrite,
+    /// Originals stay a part of their own
+    Append,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Boundary {
+    /// All that are saved when their copy begins
+    All,
+    /// All up to the end of copy-on-write, which comes between the two copies
+    Terminate,
+    /// All up to the end of the outboard copy
+    Marker,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
     /// What suits best: timezero
     Auto,
     /// Base and originals reconciled while copying; captured ranges cost the host nothing more
     Timezero,
+    /// Base and originals reconciled while copying; originals that were copied make room for others
+    Reconciled,
+    /// The whole base with no regard to updates, then the originals over it
+    Outboard,
 }
 
 #[derive(Debug, Args)]
@@ -182,6 +224,22 @@ pub(crate) struct Backup {
     /// How to copy
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     pub(crate) mode: Mode,
+
+    /// Where the originals of an outboard copy go [default: overwrite]
+    #[arg(long, value_enum)]
+    pub(crate) layout: Option<Layout>,
+
+    /// Which originals an outboard copy takes [default: all]
+    #[arg(long, value_enum)]
+    pub(crate) boundary: Option<Boundary>,
+
+    /// Copy a part of the volume only; may be given several times
+    #[arg(long, value_name = "VOLUME:OFFSET+LENGTH", value_parser = arguments::part)]
+    pub(crate) scope: Vec<VolumePart>,
+
+    /// What gives when the original cache is full: break, wait:DURATION or fail-writes [default: break]
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) on_full: Option<OnFull>,
 
     /// Read the finished copy back and compare it with the digests of time zero
     #[arg(long)]
@@ -303,12 +361,7 @@ mod tests {
             "tzero volume add v /b --durability power",
             "tzero volume resize v 1G",
             "tzero volume changes v",
-            "tzero snapshot create s v --scope v:0+4096",
-            "tzero snapshot create s v --on-full break",
-            "tzero snapshot create s v --originals release",
             "tzero snapshot create s v --freeze fs:/x",
-            "tzero backup v --to x --mode reconciled",
-            "tzero backup v --to x --mode outboard",
             "tzero backup v --to x --incremental",
             "tzero backup v --to x --rate 1M/s",
             "tzero backup v --to x --toc",
@@ -343,6 +396,15 @@ mod tests {
             "tzero volume add v /b --grain 3K",
             "tzero volume add v /b --cache-limit 0",
             "tzero snapshot create backup-0badcafe v",
+            "tzero snapshot create s v --scope v",
+            "tzero snapshot create s v --scope v:0",
+            "tzero snapshot create s v --scope v:0+0",
+            "tzero snapshot create s v --scope v:-1+4K",
+            "tzero snapshot create s v --scope :0+4K",
+            "tzero snapshot create s v --on-full wait",
+            "tzero snapshot create s v --originals some",
+            "tzero backup v --to x --mode other",
+            "tzero backup v --to x --mode outboard --boundary some",
             "tzero snapshot delete a@b@c",
         ] {
             assert!(parse(line).is_err(), "{line}");

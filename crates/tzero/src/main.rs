@@ -16,6 +16,7 @@ mod output;
 mod paths;
 mod printable;
 mod progress;
+mod scope;
 mod sockets;
 mod stdout;
 

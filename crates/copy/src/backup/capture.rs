@@ -6,6 +6,7 @@ use tzero_block::ByteRange;
 use tzero_io::{Task, blocking, spawn};
 
 use crate::error::DaemonFault;
+use crate::hurry::Hurry;
 use crate::released::Released;
 use crate::session::Session;
 
@@ -14,21 +15,35 @@ const BATCH: u64 = 32 << 20;
 /// or this long after the last.
 const PAUSE: Duration = Duration::from_millis(200);
 
-type Reported = (Session, Result<(), DaemonFault>);
+type Reported = (Session, Result<bool, DaemonFault>);
+
+/// How a batch is reported; `true` says that the cache is short of space.
+pub(crate) type Report = fn(&mut Session, &[ByteRange]) -> Result<bool, DaemonFault>;
 
 /// Collects captured ranges and reports them in batches, one report at a time.
 pub(crate) struct Captures {
     idle: Option<Session>,
     running: Option<Task<Reported>>,
+    report: Report,
     released: Released,
+    hurry: Hurry,
     waiting: Vec<ByteRange>,
     bytes: u64,
     last: Instant,
 }
 
 impl Captures {
-    pub(crate) fn new(session: Session, released: Released) -> Self {
-        Self { idle: Some(session), running: None, released, waiting: Vec::new(), bytes: 0, last: Instant::now() }
+    pub(crate) fn new(session: Session, report: Report, released: Released, hurry: Hurry) -> Self {
+        Self {
+            idle: Some(session),
+            running: None,
+            report,
+            released,
+            hurry,
+            waiting: Vec::new(),
+            bytes: 0,
+            last: Instant::now(),
+        }
     }
 
     /// The range is safe in the destination beyond this process's death, and recorded in the journal.
@@ -38,7 +53,7 @@ impl Captures {
             _ => self.waiting.push(range),
         }
         self.bytes += range.len();
-        if self.bytes < BATCH && self.last.elapsed() < PAUSE {
+        if self.bytes < BATCH && self.last.elapsed() < PAUSE && !self.hurry.is_needed() {
             return Ok(());
         }
         self.report().await
@@ -51,8 +66,9 @@ impl Captures {
         ranges.iter().for_each(|range| self.released.insert(*range));
         self.bytes = 0;
         self.last = Instant::now();
+        let report = self.report;
         self.running = Some(spawn(blocking(move || {
-            let result = session.captured(&ranges);
+            let result = report(&mut session, &ranges);
             (session, result)
         })));
         Ok(())
@@ -63,7 +79,7 @@ impl Captures {
         if let Some(running) = self.running.take() {
             let (session, result) = running.await;
             self.idle = Some(session);
-            result?;
+            self.hurry.set(result?);
         }
         // A session is missing only after its report failed, and then nothing is reported any more.
         self.idle.take().ok_or(DaemonFault::Silent)

@@ -3,25 +3,22 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use tzero_block::ByteRange;
 use tzero_io::{blocking, system};
 
-use super::capture::Captures;
 use super::destination::enter;
-use super::landing::{FlushBehind, Landing};
 use super::stop::Stop;
 use crate::digests::chunk_range;
 use crate::error::{DaemonFault, FileAction, Incomplete, StopCause};
-use crate::flow::{self, End, Step, Target};
 use crate::forbidden::refuse_forbidden;
 use crate::journal::{ChunkRecord, Journal};
-use crate::manifest::{ImageRecord, Manifest, ManifestFields, ModeUsed, Protection, Transport};
+use crate::manifest::{
+    Engine, ImageRecord, Manifest, ManifestFields, ModeUsed, Outboard, OutboardRecord, Protection, Transport,
+};
 use crate::medium::Medium;
 use crate::opening::refuse_locked;
 use crate::released::Released;
-use crate::scope::Scope;
 use crate::session::Session;
 use crate::site::{Site, Undeclared};
 use crate::source::Source;
@@ -42,7 +39,10 @@ pub(crate) struct Job<'a, S> {
     /// What an earlier run did.
     pub(crate) records: BTreeMap<u64, ChunkRecord>,
     pub(crate) resumed: bool,
-    pub(crate) mode_used: ModeUsed,
+    /// The last original that belongs to an outboard copy, once that is known.
+    pub(crate) boundary: Option<u64>,
+    /// What moves the base's bytes of an outboard copy.
+    pub(crate) engine: Engine,
     /// How a volume's bytes come here.
     pub(crate) transport: Option<Transport>,
     pub(crate) replace: bool,
@@ -73,7 +73,16 @@ impl<S: Source> Job<'_, S> {
     ///
     /// # Errors
     /// [`Error::Incomplete`] leaves everything for a resumed run; any other leaves nothing.
-    pub(crate) async fn run(mut self, judge: impl FnOnce() -> Judgement) -> Result<Finished, Error> {
+    pub(crate) async fn run(self, judge: impl FnOnce() -> Judgement) -> Result<Finished, Error> {
+        self.run_with(async |job: &mut Self| job.copy().await, judge).await
+    }
+
+    /// [`Self::run`] with another way to bring the missing chunks to their last stage.
+    pub(super) async fn run_with(
+        mut self,
+        copy: impl AsyncFnOnce(&mut Self) -> Result<(), Stop>,
+        judge: impl FnOnce() -> Judgement,
+    ) -> Result<Finished, Error> {
         if let Err(stop) = self.make_known().await {
             return Err(self.stop(stop).await);
         }
@@ -91,7 +100,7 @@ impl<S: Source> Job<'_, S> {
             resumed: self.resumed,
             already,
         });
-        let verified = match self.work().await {
+        let verified = match self.work(copy).await {
             Ok(verified) => verified,
             Err(stop) => return Err(self.stop(stop).await),
         };
@@ -123,7 +132,18 @@ impl<S: Source> Job<'_, S> {
 
     /// Has the daemon answer, if there is one.
     async fn ask(&mut self, ask: fn(&mut Session) -> Result<(), DaemonFault>) -> Result<(), Stop> {
-        let Some(mut session) = self.session.take() else { return Ok(()) };
+        if self.session.is_some() { self.answer_of(ask).await } else { Ok(()) }
+    }
+
+    /// What the daemon answers.
+    ///
+    /// # Panics
+    /// If there is no session.
+    pub(super) async fn answer_of<T: Send + 'static>(
+        &mut self,
+        ask: fn(&mut Session) -> Result<T, DaemonFault>,
+    ) -> Result<T, Stop> {
+        let mut session = self.session.take().expect("a volume is copied in a session");
         let (session, result) = blocking(move || {
             let result = ask(&mut session);
             (session, result)
@@ -138,29 +158,17 @@ impl<S: Source> Job<'_, S> {
         chunk_range(index, header.chunk, header.volume.size)
     }
 
-    /// What an earlier run has done, as few ranges as possible.
-    fn recorded(&self) -> Vec<ByteRange> {
-        let mut ranges: Vec<ByteRange> = Vec::new();
-        for range in self.records.keys().map(|index| self.range_of(*index)) {
-            match ranges.last_mut() {
-                Some(last) if last.end() == range.start() => *last = ByteRange::between(last.start(), range.end()),
-                _ => ranges.push(range),
-            }
-        }
-        ranges
-    }
-
     pub(super) fn done(&self) -> u64 {
         self.records.keys().map(|index| self.range_of(*index).len()).sum()
     }
 
     /// Everything up to the point where only names are missing.
-    async fn work(&mut self) -> Result<bool, Stop> {
+    async fn work(&mut self, copy: impl AsyncFnOnce(&mut Self) -> Result<(), Stop>) -> Result<bool, Stop> {
         if self.resumed {
             self.recheck().await?;
             self.refuse_released()?;
         }
-        self.copy().await?;
+        copy(self).await?;
         self.flush().await?;
         if self.verify {
             self.read_back().await?;
@@ -173,72 +181,26 @@ impl<S: Source> Job<'_, S> {
     /// What is missing must still be there to be read. What was captured once and is missing now, by whatever loss of
     /// journal or image, is not: the source would give later bytes for it.
     fn refuse_released(&self) -> Result<(), Stop> {
-        let missing = (0..self.journal.header.chunks()).filter(|index| !self.records.contains_key(index));
-        match missing.map(|index| self.range_of(index)).find(|range| self.released.overlaps(*range)) {
+        let missing = self.missing().into_iter().flat_map(|index| self.source.scope().within(self.range_of(index)));
+        match missing.into_iter().find(|range| self.released.overlaps(*range)) {
             None => Ok(()),
-            Some(range) => Err(Stop::Final(Error::Lost {
-                source_name: self.source_name.clone(),
-                path: self.site.image.clone(),
-                range,
-                // A device is not blank any more.
-                replace: self.replace || self.site.device.is_some(),
-            })),
+            Some(range) => Err(self.lost(range)),
         }
     }
 
-    async fn copy(&mut self) -> Result<(), Stop> {
-        let blank = self.site.device.is_none() && !self.resumed;
-        let target = Target { device: Arc::clone(self.medium.device()), blank };
-        let header = &self.journal.header;
-        let (chunk, size, total) = (header.chunk, header.volume.size, header.volume.size);
-        let missing: Vec<u64> = (0..header.chunks()).filter(|index| !self.records.contains_key(index)).collect();
-        let steps =
-            missing.into_iter().map(|index| Step { index, range: chunk_range(index, chunk, size), expect: None });
-        let already = self.recorded();
-        let mut captures = self.session.take().map(|session| Captures::new(session, self.released.clone()));
-        if let Some(captures) = &mut captures {
-            // The last batch of the interrupted run may not have been reported.
-            for range in already.into_iter().flat_map(|range| self.released.missing(range)) {
-                captures.add(range).await.map_err(Error::daemon(&self.source_name))?;
-            }
-        }
-        let mut landing = Landing {
-            done: self.done(),
-            total,
-            medium: &self.medium,
-            journal: &mut self.journal,
-            records: &mut self.records,
-            source_name: &self.source_name,
-            site: &self.site,
-            captures,
-            behind: FlushBehind::default(),
-            observer: &mut *self.observer,
-        };
-        let ended = flow::run(&mut self.source, target, steps, self.cancel, &mut landing).await;
-        let Landing { captures, behind, .. } = landing;
-        let flushed = self.kept(behind.finish(&self.site.partial).await);
-        let ended = match (ended.map_err(Stop::from), flushed) {
-            (ended, Ok(())) => ended,
-            (Ok(_), Err(stop)) => Err(stop),
-            (Err(one), Err(other)) => Err(one.or_worse(other)),
-        };
-        if let Some(captures) = captures {
-            match &ended {
-                Ok(_) => {
-                    let session = captures.finish().await.map_err(Error::daemon(&self.source_name))?;
-                    self.session = Some(session);
-                }
-                Err(_) => self.session = captures.abort().await,
-            }
-        }
-        match ended? {
-            End::Done => Ok(()),
-            End::Cancelled => Err(Stop::Resumable(StopCause::Cancelled)),
-        }
+    /// A part is lost, and the source does not give it again.
+    pub(super) fn lost(&self, range: ByteRange) -> Stop {
+        Stop::Final(Error::Lost {
+            source_name: self.source_name.clone(),
+            path: self.site.image.clone(),
+            range,
+            // A device is not blank any more.
+            replace: self.replace || self.site.device.is_some(),
+        })
     }
 
     /// What comes of a flush: one that failed has lost pages that the kernel will not speak of again.
-    fn kept(&mut self, flushed: Result<(), Error>) -> Result<(), Stop> {
+    pub(super) fn kept(&mut self, flushed: Result<(), Error>) -> Result<(), Stop> {
         flushed.map_err(|error| {
             // The end of the run insists on it.
             let _ = self.journal.doubt();
@@ -261,7 +223,7 @@ impl<S: Source> Job<'_, S> {
 
     async fn read_back(&mut self) -> Result<(), Stop> {
         let header = &self.journal.header;
-        let expected = Expected { size: header.volume.size, chunk: header.chunk };
+        let expected = Expected { size: header.volume.size, chunk: header.chunk, scope: self.source.scope().clone() };
         let digests = self.records.values().map(|record| record.digest);
         let comparison =
             compare((&self.medium, &self.site.partial), expected, digests, &mut *self.observer, self.cancel).await?;
@@ -303,12 +265,15 @@ impl<S: Source> Job<'_, S> {
             t0: header.t0,
             completed: Timestamp(system::wall_ns()),
             mode_asked: header.mode_asked,
-            mode_used: self.mode_used,
+            mode_used: self.mode_used(),
             reason,
             protection,
             transport: self.transport,
-            outboard: None,
-            scope: Scope::default(),
+            outboard: header.outboard.zip(self.boundary).map(|(plan, up_to)| {
+                let Outboard { layout, boundary } = plan;
+                (OutboardRecord { layout, boundary, engine: self.engine }, up_to)
+            }),
+            scope: self.source.scope().clone(),
             bytes_read: sum(|record| record.read),
             bytes_changed: sum(|record| record.changed),
             bytes_written: sum(|record| record.written),
@@ -336,7 +301,13 @@ impl<S: Source> Job<'_, S> {
         enter(&self.state, copy, self.observer);
     }
 
-    fn source_fault(&self, range: ByteRange, fault: crate::error::SourceFault) -> Error {
+    /// As the journal has it; the first ones told a plain source by its record alone.
+    fn mode_used(&self) -> ModeUsed {
+        let header = &self.journal.header;
+        if header.plain.is_some() { ModeUsed::Plain } else { header.mode_used }
+    }
+
+    pub(super) fn source_fault(&self, range: ByteRange, fault: crate::error::SourceFault) -> Error {
         Error::Source { source_name: self.source_name.clone(), range, fault }
     }
 

@@ -8,7 +8,7 @@ use tzero_io::{Task, spawn};
 use super::capture::Captures;
 use crate::error::FileAction;
 use crate::flow::{Landed, Outcome, Sink};
-use crate::journal::{ChunkRecord, Journal};
+use crate::journal::{ChunkRecord, Journal, Stage};
 use crate::medium::Medium;
 use crate::site::Site;
 use crate::{Error, Event, Observer, Phase};
@@ -18,6 +18,8 @@ const FLUSH_BEHIND: u64 = 64 << 20;
 
 /// Takes chunks that are in the destination: journal first, then the daemon.
 pub(crate) struct Landing<'a> {
+    /// What chunks are, once they are in.
+    pub(crate) stage: Stage,
     pub(crate) done: u64,
     pub(crate) total: u64,
     pub(crate) medium: &'a Medium,
@@ -54,7 +56,7 @@ impl Landing<'_> {
             Outcome::Unwritable(source) => return Err(Error::Target { path: self.site.partial.clone(), source }),
             Outcome::Mismatch => unreachable!("nothing is expected of a chunk that is copied for the first time"),
         };
-        let record = ChunkRecord { digest, read, changed, written };
+        let record = ChunkRecord { stage: self.stage, digest, read, changed, written };
         self.journal.append(index, &record).map_err(Error::file(FileAction::Write, &self.site.journal))?;
         self.records.insert(index, record);
         if let Some(captures) = &mut self.captures {
@@ -78,10 +80,11 @@ pub(crate) struct FlushBehind {
 
 impl FlushBehind {
     async fn add(&mut self, range: ByteRange, written: u64, medium: &Medium, site: &Site) -> Result<(), Error> {
-        if self.written == 0 {
-            self.from = range.start();
-        }
-        self.to = range.end();
+        // Chunks may come in any order.
+        (self.from, self.to) = match self.written {
+            0 => (range.start(), range.end()),
+            _ => (self.from.min(range.start()), self.to.max(range.end())),
+        };
         self.written += written;
         if self.written < FLUSH_BEHIND {
             return Ok(());

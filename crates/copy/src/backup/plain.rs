@@ -18,14 +18,14 @@ use super::{BackupOutcome, BackupRequest, Shortfall, destination};
 use crate::digests::CHUNK;
 use crate::error::{FileAction, ResumeFault};
 use crate::journal::{ChunkRecord, Journal, JournalHeader, PlainRecord};
-use crate::manifest::{ModeUsed, Protection, VolumeRecord};
+use crate::manifest::{Engine, ModeUsed, Protection, VolumeRecord};
 use crate::medium::Medium;
 use crate::opening::is_image;
 use crate::placement::Identity;
 use crate::released::Released;
 use crate::site::Site;
 use crate::source::PlainSource;
-use crate::{Cancel, CopyId, Error, Observer, Timestamp, hex, opening};
+use crate::{Cancel, CopyId, Error, ModeAsked, Observer, Timestamp, hex, opening};
 
 /// A file or device to be read as it is.
 struct Plain {
@@ -139,7 +139,8 @@ pub(crate) async fn backup(
         journal,
         records,
         resumed: request.resume,
-        mode_used: ModeUsed::Plain,
+        boundary: None,
+        engine: Engine::Read,
         transport: None,
         replace,
         verify: request.verify,
@@ -148,12 +149,11 @@ pub(crate) async fn backup(
         cancel,
     };
     let mut shortfall = None;
-    let judge = || match plain.verdict(request.resume) {
-        Ok(protection) => Judgement { reason: None, protection: Some(protection) },
-        Err(why) => {
-            shortfall = Some(why);
-            Judgement { reason: Some(why.to_string()), protection: None }
-        }
+    let judge = || {
+        let verdict = plain.verdict(request.resume);
+        let other_mode = (request.mode != ModeAsked::Auto).then_some(Shortfall::NoVolume);
+        shortfall = verdict.err().or(other_mode);
+        Judgement { reason: shortfall.map(|why| why.to_string()), protection: verdict.ok() }
     };
     let Finished { copy, verified } = job.run(judge).await?;
     Ok(BackupOutcome { copy: copy.summary(), shortfall, verified })
@@ -169,6 +169,8 @@ fn header(plain: &Plain, request: &BackupRequest) -> Result<JournalHeader, Error
         t0: Timestamp(system::wall_ns()),
         pause_us: 0,
         mode_asked: request.mode,
+        mode_used: ModeUsed::Plain,
+        outboard: None,
         chunk: CHUNK,
         replace: request.replace,
         inode: None,

@@ -15,6 +15,7 @@ use super::job::Job;
 use super::stop::Stop;
 use crate::error::{FileAction, StopCause};
 use crate::flow::{self, End, Landed, Outcome, Sink, Step, Unkept};
+use crate::journal::Stage;
 use crate::source::{PlainSource, Source};
 use crate::{Error, Event, Notice, Observer, Phase};
 
@@ -29,10 +30,13 @@ impl<S: Source> Job<'_, S> {
         let steps: Vec<Step> = self
             .records
             .iter()
+            // Of a chunk with originals over it only the last digest is known: it is compared when all of them are laid again.
+            .filter(|(_, record)| record.stage != Stage::Laid)
             .map(|(index, record)| Step { index: *index, range: self.range_of(*index), expect: Some(record.digest) })
             .collect();
         let mut recheck = Recheck { lost: Vec::new(), done: 0, total: self.done(), observer: &mut *self.observer };
-        let mut image = PlainSource::new(Arc::clone(self.medium.device()), self.source.size());
+        let image = PlainSource::new(Arc::clone(self.medium.device()), self.source.size());
+        let mut image = image.scoped(self.source.scope().clone());
         let compared = flow::run(&mut image, Unkept, steps.into_iter(), self.cancel, &mut recheck);
         if compared.await? == End::Cancelled {
             return Err(Stop::Resumable(StopCause::Cancelled));

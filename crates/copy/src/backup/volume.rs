@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use tzero_api::control::Originals;
 use tzero_api::mover::{Begun, FailureCode, PROTOCOL, Request};
 use tzero_io::{blocking, system};
 use tzero_originals::RangeSet;
@@ -11,16 +12,16 @@ use tzero_originals::RangeSet;
 use super::job::{Finished, Job, Judgement};
 use super::{BackupOutcome, BackupRequest, destination};
 use crate::digests::CHUNK;
-use crate::error::{DaemonFault, FileAction, ResumeFault};
+use crate::error::{DaemonFault, FileAction, ModeFault, ResumeFault};
 use crate::journal::{JournalHeader, SnapshotRecord};
-use crate::manifest::{ModeUsed, Transport, VolumeRecord};
+use crate::manifest::{Engine, ModeUsed, Transport, VolumeRecord};
 use crate::patience::patiently;
 use crate::placement::Identity;
 use crate::released::Released;
 use crate::session::{Opened, Session};
 use crate::site::Site;
 use crate::source::SnapshotSource;
-use crate::{Cancel, CopyId, Error, Observer, Timestamp, hex};
+use crate::{Cancel, CopyId, Error, ModeAsked, Observer, Timestamp, hex};
 
 /// What the daemon knows the source by.
 pub(crate) struct Volume<'a> {
@@ -58,12 +59,16 @@ pub(crate) async fn backup(
     }
     destination::inspect(&site, request, Some(volume.name))?;
     let copy = CopyId::random();
+    let mode = mode_of(request.mode);
     let begin = Request::Begin {
         protocol: PROTOCOL,
         volume: volume.name.to_owned(),
         snapshot: volume.snapshot.map(str::to_owned),
-        scope: None,
-        on_full: None,
+        scope: (!request.scope.is_empty())
+            .then(|| request.scope.iter().map(|part| (part.offset, part.length)).collect()),
+        on_full: request.on_full,
+        // What an outboard copy needs is kept until it has it; of a standing snapshot this is settled.
+        originals: (mode == ModeUsed::Outboard && volume.snapshot.is_none()).then_some(Originals::Keep),
         destination: Some(site.named(copy)),
     };
     let opened = volume.open(begin).await.map_err(Error::daemon(&volume.source_name()))?;
@@ -88,7 +93,8 @@ pub(crate) async fn backup(
         journal: opened.journal,
         records: BTreeMap::new(),
         resumed: false,
-        mode_used: ModeUsed::TimeZero,
+        boundary: None,
+        engine: Engine::Read,
         transport: Some(Transport::Descriptors),
         replace: request.replace,
         verify: request.verify,
@@ -96,7 +102,24 @@ pub(crate) async fn backup(
         observer,
         cancel,
     };
-    job.run(Judgement::default).await.map(outcome)
+    run(job).await
+}
+
+/// What a volume is copied by, given what was asked for.
+fn mode_of(asked: ModeAsked) -> ModeUsed {
+    match asked {
+        ModeAsked::Auto | ModeAsked::TimeZero => ModeUsed::TimeZero,
+        ModeAsked::Reconciled => ModeUsed::Reconciled,
+        ModeAsked::Outboard => ModeUsed::Outboard,
+    }
+}
+
+async fn run(job: Job<'_, SnapshotSource>) -> Result<BackupOutcome, Error> {
+    let finished = match job.journal.header.mode_used {
+        ModeUsed::Outboard => job.run_with(async |job| job.copy_outboard().await, Judgement::default).await,
+        _ => job.run(Judgement::default).await,
+    };
+    finished.map(outcome)
 }
 
 async fn prepare(
@@ -107,6 +130,9 @@ async fn prepare(
     (descriptors, released): (Vec<OwnedFd>, Released),
     observer: Observer<'_>,
 ) -> Result<(SnapshotSource, destination::Opened), Error> {
+    if request.mode == ModeAsked::Outboard && !begun.keep {
+        return Err(Error::Mode { source_name: volume.source_name(), fault: ModeFault::Releases });
+    }
     let source = SnapshotSource::open(begun, descriptors, released).map_err(Error::daemon(&volume.source_name()))?;
     refuse_source(site, &source, begun)?;
     let boot = system::boot_id().map_err(Error::Runtime)?;
@@ -122,6 +148,8 @@ async fn prepare(
         t0: Timestamp(begun.t0_ns),
         pause_us: begun.pause_us,
         mode_asked: request.mode,
+        mode_used: mode_of(request.mode),
+        outboard: (request.mode == ModeAsked::Outboard).then_some(request.outboard),
         chunk: CHUNK,
         replace: request.replace,
         inode: None,
@@ -168,6 +196,9 @@ async fn resume(
     if header.volume.name != volume.name || volume.snapshot.is_some_and(|asked| asked != snapshot.name) {
         return Err(fault_of(ResumeFault::OtherSource));
     }
+    if request.mode != ModeAsked::Auto && mode_of(request.mode) != header.mode_used {
+        return Err(fault_of(ResumeFault::OtherMode));
+    }
     let resume = Request::Resume {
         protocol: PROTOCOL,
         volume: header.volume.name.clone(),
@@ -213,7 +244,8 @@ async fn resume(
         journal,
         records: left.records,
         resumed: true,
-        mode_used: ModeUsed::TimeZero,
+        boundary: left.boundary,
+        engine: Engine::Read,
         transport: Some(Transport::Descriptors),
         replace: request.replace || header.replace,
         verify: request.verify,
@@ -221,7 +253,7 @@ async fn resume(
         observer,
         cancel,
     };
-    job.run(Judgement::default).await.map(outcome)
+    run(job).await
 }
 
 fn outcome(finished: Finished) -> BackupOutcome {

@@ -160,6 +160,7 @@ struct LiveSource {
     live: Arc<Live>,
     /// How often it was asked to settle something.
     batches: u64,
+    scope: Scope,
 }
 
 impl Source for LiveSource {
@@ -173,6 +174,10 @@ impl Source for LiveSource {
         self.live.t0.len() as u64
     }
 
+    fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
     async fn settle(&mut self, mut parts: Vec<Part>) -> Settled {
         self.batches += 1;
         let mut changed = 0;
@@ -180,6 +185,10 @@ impl Source for LiveSource {
             let mut buffer = match std::mem::replace(content, Content::Hole) {
                 Content::Bytes(buffer) => buffer,
                 Content::Hole => Buffer::zeroed(range.len() as usize),
+                Content::Outside => {
+                    *content = Content::Outside;
+                    continue;
+                }
             };
             for grain in range.start() / GRAIN..range.end().div_ceil(GRAIN) {
                 if self.live.saved[grain as usize].load(Ordering::Acquire) == 1 {
@@ -209,7 +218,7 @@ fn a_source_that_changes_under_the_reads_is_copied_as_of_t0() {
     let device = Arc::new(MemoryDevice::new(size as u64));
     let target = Target { device: Arc::clone(&device), blank: true };
     let mut sink = Collected::default();
-    let mut source = LiveSource { live: Arc::clone(&live), batches: 0 };
+    let mut source = LiveSource { live: Arc::clone(&live), batches: 0, scope: Scope::default() };
     block_on(run(&mut source, target, steps(size as u64), &Cancel::new(), &mut sink)).unwrap();
     assert!(device.to_vec() == t0, "the copy is the T0 image");
     assert!(live.now.to_vec() != t0, "the host went on");

@@ -13,6 +13,8 @@ fn header() -> JournalHeader {
         t0: Timestamp(5),
         pause_us: 9,
         mode_asked: ModeAsked::Auto,
+        mode_used: ModeUsed::TimeZero,
+        outboard: None,
         chunk: 4096,
         replace: false,
         inode: Some(12),
@@ -23,7 +25,7 @@ fn header() -> JournalHeader {
 
 fn record(seed: u8) -> ChunkRecord {
     let digest = if seed == 0 { ChunkDigest::Zero } else { ChunkDigest::Data([seed; 32]) };
-    ChunkRecord { digest, read: 1, changed: 2, written: u64::from(seed) }
+    ChunkRecord { stage: Stage::Final, digest, read: 1, changed: 2, written: u64::from(seed) }
 }
 
 fn filled(path: &Path) -> Vec<u8> {
@@ -154,4 +156,51 @@ fn space_is_taken_at_the_start() {
     drop(Claim::take(&path).unwrap().start(header()).unwrap());
     assert_eq!(fs::metadata(&path).unwrap().len(), HEADER_LEN + 5 * RECORD_LEN as u64);
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn version_1_is_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    fs::write(&path, include_bytes!("../../fixtures/journal-1")).unwrap();
+    let left = peek(&path).unwrap().unwrap();
+    assert_eq!((left.header.volume.size, left.records.len(), left.boundary), (900_000_000, 19, None));
+    assert!(left.header.plain.is_some() && left.header.outboard.is_none());
+    assert!(left.records.values().all(|record| record.stage == Stage::Final));
+    let claim = Claim::take(&path).unwrap();
+    let mut journal = claim.resume(&left);
+    journal.append(19, &record(5)).unwrap();
+    drop(journal);
+    assert_eq!(peek(&path).unwrap().unwrap().records.len(), 20);
+}
+
+#[test]
+fn what_of_an_outboard_copy_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let outboard = Some(Outboard::default());
+    let header = JournalHeader {
+        mode_used: ModeUsed::Outboard,
+        outboard,
+        chunk: CHUNK,
+        volume: VolumeRecord { size: 5 * CHUNK - 7, ..header().volume },
+        ..header()
+    };
+    let mut journal = Claim::take(&path).unwrap().start(header.clone()).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), HEADER_LEN + 11 * RECORD_LEN as u64, "room for all there will be");
+    let at = |stage, seed| ChunkRecord { stage, ..record(seed) };
+    for index in 0..5 {
+        journal.append(index, &at(Stage::Base, index as u8)).unwrap();
+    }
+    journal.append_boundary(u64::MAX - 1).unwrap();
+    journal.append(3, &at(Stage::Laid, 9)).unwrap();
+    journal.append(4, &at(Stage::Laid, 0)).unwrap();
+    let left = peek(&path).unwrap().unwrap();
+    assert_eq!((left.header, left.boundary), (header, Some(u64::MAX - 1)));
+    let stages: Vec<_> =
+        left.records.values().map(|record| (record.stage, record.digest == ChunkDigest::Zero)).collect();
+    let (base, laid) = (Stage::Base, Stage::Laid);
+    assert_eq!(stages, [(base, true), (base, false), (base, false), (laid, false), (laid, true)]);
+    journal.append_no_boundary().unwrap();
+    assert_eq!(peek(&path).unwrap().unwrap().boundary, None);
 }

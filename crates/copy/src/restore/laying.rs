@@ -90,7 +90,7 @@ impl Laying {
                 middle => whole.push((middle, part_of(range, content, middle))),
             }
         }
-        Ok(written + self.target().write(whole).await?)
+        Ok(written + self.target().write(whole, false).await?)
     }
 
     /// Writes what is not there already.
@@ -169,14 +169,14 @@ fn part_of(range: ByteRange, content: Content, part: ByteRange) -> Content {
 /// What `content`, which is that of `range`, has in `part`.
 fn copied(range: ByteRange, content: &Content, part: ByteRange) -> Content {
     match content {
-        Content::Hole => Content::Hole,
+        Content::Hole | Content::Outside => Content::Hole,
         Content::Bytes(bytes) => Content::Bytes(Buffer::copy_of(&bytes[place(range, part)])),
     }
 }
 
 fn slice(range: ByteRange, content: &Content, part: ByteRange) -> std::borrow::Cow<'_, [u8]> {
     match content {
-        Content::Hole => vec![0; part.len() as usize].into(),
+        Content::Hole | Content::Outside => vec![0; part.len() as usize].into(),
         Content::Bytes(bytes) => (&bytes[place(range, part)]).into(),
     }
 }
@@ -197,7 +197,7 @@ fn differing(range: ByteRange, there: &[u8], content: &Content) -> Vec<(ByteRang
     for piece in range.pieces(PIECE) {
         let at = place(range, piece);
         let zero = match content {
-            Content::Hole => true,
+            Content::Hole | Content::Outside => true,
             Content::Bytes(bytes) => is_zero(&bytes[at.clone()]),
         };
         let is_same = match content {

@@ -51,7 +51,7 @@ pub(super) fn open(begun: &Begun, descriptors: Vec<OwnedFd>) -> Result<Devices, 
 
 /// A component, exactly as long as it was: what follows it begins there.
 fn component_of(file: File, direct: bool, size: u64) -> Result<FileDevice, DaemonFault> {
-    let device = FileDevice::from_file(file, direct).map_err(DaemonFault::Files)?.cut_to(size);
+    let device = FileDevice::in_passing(file, direct).map_err(DaemonFault::Files)?.cut_to(size);
     let has = device.geometry().size;
     if has < size { Err(DaemonFault::Cut { has, needs: size }) } else { Ok(device) }
 }

@@ -48,6 +48,7 @@ fn source(directory: &std::path::Path, released: Released) -> SnapshotSource {
         pause_us: 1,
         keep: false,
         private: true,
+        ended: None,
         direct: false,
         components: vec![Component { size: SIZE, access: Access::Descriptor, place: "/base".into() }],
         tiers: vec![Tier { size: 0, access: Access::Descriptor }],

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use tzero_api::control;
 use tzero_api::mover::{
     Access, Begun, Component, Destination, FailureCode, PROTOCOL, ReleasedPage, Reply, Request, Tier,
 };
@@ -18,7 +19,7 @@ use tzero_copy::BackupSource;
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage, descriptors};
 use tzero_originals::{
     BrokenReason, Epoch, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, Payload, RangeSet, Record,
-    RecordState, SnapshotId, SnapshotTable,
+    RecordState, Sequence, SnapshotId, SnapshotTable,
 };
 
 pub const GRAIN: u64 = 4096;
@@ -41,6 +42,8 @@ pub struct Fault {
     pub keeps: bool,
     /// The connection ends at `Recorded`.
     pub lose_at_recorded: bool,
+    /// The original cache is short of space (which is no fault).
+    pub short_of_space: bool,
     /// What was released is not said, as by an earlier daemon.
     pub silent_of_released: bool,
 }
@@ -54,6 +57,9 @@ pub struct Heard {
     pub destination: Option<Destination>,
     pub captured: Vec<ByteRange>,
     pub captures: usize,
+    pub delivered: Vec<ByteRange>,
+    pub markers: usize,
+    pub terminated: usize,
     pub finished: usize,
     pub abandoned: usize,
 }
@@ -69,6 +75,10 @@ pub struct Daemon {
     saved: Mutex<Vec<bool>>,
     snapshot: Mutex<Option<[u8; 16]>>,
     released: Mutex<RangeSet>,
+    /// Kept originals are not released, whatever is reported.
+    keeps: Mutex<bool>,
+    /// The last original of a snapshot whose copy-on-write has ended.
+    ended: Mutex<Option<u64>>,
     cache: OriginalCache<MappedFile, FileDevice>,
     table: SnapshotTable<MappedFile>,
 }
@@ -104,6 +114,8 @@ impl Daemon {
             saved: Mutex::new(vec![false; t0.len().div_ceil(GRAIN as usize)]),
             snapshot: Mutex::default(),
             released: Mutex::default(),
+            keeps: Mutex::default(),
+            ended: Mutex::default(),
             cache: cache.unwrap(),
             table,
             size: t0.len() as u64,
@@ -141,7 +153,8 @@ impl Daemon {
     pub fn host_write(&self, runtime: &Runtime, grain: u64, byte: u8) {
         let range = self.cache.grains().range(GrainIndex(grain));
         let mut saved = self.saved.lock().unwrap();
-        if self.stands() && !std::mem::replace(&mut saved[grain as usize], true) {
+        let saves = self.stands() && self.ended.lock().unwrap().is_none();
+        if saves && !std::mem::replace(&mut saved[grain as usize], true) {
             let t0 = self.t0();
             let original = &t0[range.start() as usize..range.end() as usize];
             let zero = original.iter().all(|byte| *byte == 0);
@@ -191,6 +204,7 @@ impl Daemon {
         let mut saved = self.saved.lock().unwrap();
         saved.fill(false);
         *self.released.lock().unwrap() = RangeSet::default();
+        *self.ended.lock().unwrap() = None;
         *self.t0.lock().unwrap() = Arc::new(self.now());
         let id = tzero_io::system::random_id();
         let record = Record {
@@ -223,8 +237,9 @@ impl Daemon {
             let mut heard = self.heard.lock().unwrap();
             let reply = match request {
                 Request::Begin { volume, .. } if volume != "vm" => failed(FailureCode::Unknown, "no such volume"),
-                Request::Begin { destination, .. } => {
+                Request::Begin { destination, originals, .. } => {
                     heard.begun += 1;
+                    *self.keeps.lock().unwrap() = fault.keeps || originals == Some(control::Originals::Keep);
                     heard.destination = destination;
                     let id = self.create_snapshot();
                     self.hand_over(&stream, id, fault);
@@ -255,9 +270,21 @@ impl Daemon {
                     if fault.stopping_at_capture {
                         failed(FailureCode::Failed, "the daemon is stopping")
                     } else {
-                        self.release(&mut heard, &ranges, fault.keeps);
+                        self.release(&mut heard, &ranges, *self.keeps.lock().unwrap());
                         Reply::Released { hurry: false }
                     }
+                }
+                Request::Delivered { ranges } => {
+                    heard.delivered.extend(ranges.iter().map(|(offset, len)| ByteRange::new(*offset, *len)));
+                    Reply::Released { hurry: fault.short_of_space }
+                }
+                Request::Marker => {
+                    heard.markers += 1;
+                    Reply::Boundary { up_to: self.cache.head().0 }
+                }
+                Request::Terminate => {
+                    heard.terminated += 1;
+                    Reply::Boundary { up_to: self.end_snapshot() }
                 }
                 Request::Check if fault.broken_at_check => {
                     failed(FailureCode::Broken, "the snapshot vm@backup is broken")
@@ -303,7 +330,15 @@ impl Daemon {
         }
     }
 
-    fn hand_over(&self, stream: &UnixStream, id: [u8; 16], Fault { direct, keeps, silent_of_released, .. }: Fault) {
+    /// The host stands still meanwhile.
+    fn end_snapshot(&self) -> u64 {
+        let _saved = self.saved.lock().unwrap();
+        let end = *self.ended.lock().unwrap().get_or_insert(self.cache.head().0);
+        self.table.set_state(SLOT, RecordState::Ended(Sequence(end)), 0).unwrap();
+        end
+    }
+
+    fn hand_over(&self, stream: &UnixStream, id: [u8; 16], Fault { direct, silent_of_released, .. }: Fault) {
         let begun = Begun {
             protocol: PROTOCOL,
             volume: "vm".into(),
@@ -317,8 +352,9 @@ impl Daemon {
             epoch: EPOCH.0,
             t0_ns: 1_700_000_000_000_000_001,
             pause_us: 42,
-            keep: keeps,
+            keep: *self.keeps.lock().unwrap(),
             private: true,
+            ended: *self.ended.lock().unwrap(),
             direct,
             components: vec![Component {
                 size: self.size,

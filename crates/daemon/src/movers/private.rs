@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use tzero_api::mover::{Destination, FailureCode};
-use tzero_api::{OnFull, SnapshotPath, private_name};
+use tzero_api::{OnFull, SnapshotPath, control, private_name};
 use tzero_engine::{SnapshotError, SnapshotInfo, SnapshotKind};
 use tzero_io::system;
-use tzero_originals::SnapshotId;
+use tzero_originals::{Originals, SnapshotId};
 
 use super::trouble::{Trouble, refused, serving, snapshot_trouble, stopped};
 use crate::backups::Backups;
@@ -21,6 +21,8 @@ pub(super) struct Wanted {
     pub(super) scope: Option<Vec<(u64, u64)>>,
     /// What gives when the cache is full.
     pub(super) on_full: Option<OnFull>,
+    /// What becomes of captured originals.
+    pub(super) originals: Option<control::Originals>,
     pub(super) destination: Option<Destination>,
 }
 
@@ -35,7 +37,11 @@ pub(super) fn create(
     volume.refuse_without_room().map_err(|error| refused(FailureCode::Failed, error))?;
     let scope = wanted.scope.map(|parts| scope::ranges(parts, engine.size())).transpose();
     let scope = scope.map_err(|error| refused(FailureCode::Invalid, error))?;
-    let kind = SnapshotKind { on_full: words::on_full(wanted.on_full.unwrap_or_default()), ..SnapshotKind::PRIVATE };
+    let kind = SnapshotKind {
+        originals: wanted.originals.map_or(Originals::Release, words::originals),
+        private: true,
+        on_full: words::on_full(wanted.on_full.unwrap_or_default()),
+    };
     let random = system::random_id();
     let name = private_name([random[0], random[1], random[2], random[3]]);
     let path = SnapshotPath { volume: volume.name.clone(), snapshot: name.clone() };

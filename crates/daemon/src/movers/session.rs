@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use tzero_api::mover::{Begun, Destination, FailureCode, LONGEST_LINE, PROTOCOL, ReleasedPage, Reply, Request};
 use tzero_api::{Name, SnapshotPath, is_private, quoted};
 use tzero_block::ByteRange;
-use tzero_engine::{MoverAtWork, SnapshotError, SnapshotInfo};
+use tzero_engine::{MoverAtWork, SnapshotError, SnapshotInfo, SnapshotState};
 use tzero_io::descriptors;
 use tzero_originals::{Originals, SnapshotId};
 
@@ -113,20 +113,23 @@ impl Session {
                 );
                 Err(refused(FailureCode::Invalid, sentence))
             }
-            Request::Begin { volume, snapshot: Some(snapshot), scope: None, on_full: None, .. } => {
-                self.begin(&volume, &snapshot)
-            }
+            Request::Begin {
+                volume, snapshot: Some(snapshot), scope: None, on_full: None, originals: None, ..
+            } => self.begin(&volume, &snapshot),
             Request::Begin { snapshot: Some(_), .. } => {
                 let sentence = "a scope, and what gives when the cache is full, are a new snapshot's: leave them out";
                 Err(refused(FailureCode::Invalid, sentence))
             }
-            Request::Begin { volume, snapshot: None, scope, on_full, destination, .. } => {
-                self.begin_private(&volume, Wanted { scope, on_full, destination })
+            Request::Begin { volume, snapshot: None, scope, on_full, originals, destination, .. } => {
+                self.begin_private(&volume, Wanted { scope, on_full, originals, destination })
             }
             Request::Resume { volume, snapshot_id, destination, .. } => self.resume(&volume, &snapshot_id, destination),
             Request::Recorded => self.recorded(),
             Request::ReleasedFrom { start } => self.released_from(start),
             Request::Captured { ranges } => self.captured(&ranges),
+            Request::Delivered { ranges } => self.delivered(&ranges),
+            Request::Marker => self.marker(),
+            Request::Terminate => self.terminate(),
             Request::Check => self.check(),
             Request::Finish | Request::Abandon => self.end(),
         }
@@ -156,6 +159,12 @@ impl Session {
             return Err(refused(FailureCode::Invalid, format!("{path} belongs to a backup: go on with it by {way}")));
         }
         let info = volume.snapshot(&path.snapshot).map_err(|error| refused(FailureCode::Unknown, error))?;
+        if matches!(info.state, SnapshotState::Ended { .. }) {
+            let sentence = format!(
+                "the copy-on-write of {path} has ended, and only the backup that ended it can use what it retains"
+            );
+            return Err(refused(FailureCode::Failed, sentence));
+        }
         self.hand_over(volume, info, true)
     }
 
@@ -228,6 +237,10 @@ impl Session {
             pause_us: info.pause_ns.div_ceil(1000),
             keep: info.originals == Originals::Keep,
             private: info.private,
+            ended: match info.state {
+                SnapshotState::Ended { up_to } => Some(up_to.0),
+                _ => None,
+            },
             direct: record.direct,
             components,
             tiers,
@@ -275,11 +288,7 @@ impl Session {
         let held = self.held()?;
         let volume = Arc::clone(held.lease.volume());
         let path = path_of(&volume, &held.info)?;
-        let ranges: Option<Vec<ByteRange>> =
-            ranges.iter().map(|(offset, len)| ByteRange::checked(*offset, *len)).collect();
-        let ranges = ranges
-            .filter(|ranges| ranges.iter().all(|range| range.end() <= held.info.size))
-            .ok_or_else(|| refused(FailureCode::Invalid, format!("a captured range reaches past the end of {path}")))?;
+        let ranges = ranges_of(ranges, &held.info, &path)?;
         let (engine, id) = (Arc::clone(&serving(&volume)?.engine), held.info.id);
         let _gate = volume.enter_blocking().map_err(|error| refused(FailureCode::Failed, error))?;
         // A mover that goes on reports again what may not have arrived. It needs no second record.
@@ -292,6 +301,54 @@ impl Session {
                 // What is not on record stays needed: that costs saves and space, not bytes, and is no reason to fail a backup.
                 tracing::warn!(snapshot = %path, "what was captured cannot be recorded and is not released: {error}");
                 self.answer_released(&volume)
+            }
+            Err(SnapshotError::NotLive) => Err(self.lost(&volume, &path, id)),
+            Err(error) => Err(snapshot_trouble(&path, &error)),
+        }
+    }
+
+    fn delivered(&mut self, ranges: &[(u64, u64)]) -> Result<(), Trouble> {
+        self.make_resumable()?;
+        let held = self.held()?;
+        let volume = Arc::clone(held.lease.volume());
+        let path = path_of(&volume, &held.info)?;
+        let ranges = ranges_of(ranges, &held.info, &path)?;
+        let (engine, id) = (Arc::clone(&serving(&volume)?.engine), held.info.id);
+        let _gate = volume.enter_blocking().map_err(|error| refused(FailureCode::Failed, error))?;
+        match engine.mark_read(id, &ranges) {
+            Ok(()) => self.answer_released(&volume),
+            Err(SnapshotError::State(error)) => {
+                tracing::warn!(snapshot = %path, "what was delivered cannot be marked, and its slots stay: {error}");
+                self.answer_released(&volume)
+            }
+            Err(SnapshotError::NotLive) => Err(self.lost(&volume, &path, id)),
+            Err(error) => Err(snapshot_trouble(&path, &error)),
+        }
+    }
+
+    fn marker(&mut self) -> Result<(), Trouble> {
+        let engine = &serving(self.held()?.lease.volume())?.engine;
+        let up_to = engine.marker().0;
+        self.answer(&Reply::Boundary { up_to })
+    }
+
+    /// Nobody but its mover ends a snapshot: the base that goes with what it retains is in the mover's copy.
+    fn terminate(&mut self) -> Result<(), Trouble> {
+        let held = self.held()?;
+        let volume = Arc::clone(held.lease.volume());
+        let path = path_of(&volume, &held.info)?;
+        if held.info.originals == Originals::Release {
+            let sentence = format!("{path} releases its originals, and only one that keeps them can be ended");
+            return Err(refused(FailureCode::Invalid, sentence));
+        }
+        let (engine, id) = (Arc::clone(&serving(&volume)?.engine), held.info.id);
+        let _gate = volume.enter_blocking().map_err(|error| refused(FailureCode::Failed, error))?;
+        let ending = self.daemon.threads.run(move || async move { engine.end_snapshot(id).await });
+        match ending.blocking_recv().map_err(|_| stopped())? {
+            Ok(up_to) => {
+                volume.copy_snapshots();
+                tracing::info!(snapshot = %path, "its copy-on-write has ended");
+                self.answer(&Reply::Boundary { up_to: up_to.0 })
             }
             Err(SnapshotError::NotLive) => Err(self.lost(&volume, &path, id)),
             Err(error) => Err(snapshot_trouble(&path, &error)),
@@ -339,6 +396,14 @@ impl Session {
 fn drop_private(daemon: &Daemon, held: &Held) -> Result<(), Trouble> {
     let volume = held.lease.volume();
     delete(daemon, volume, &path_of(volume, &held.info)?, held.info.id)
+}
+
+/// Ranges as a mover names them, all within the snapshot.
+fn ranges_of(ranges: &[(u64, u64)], info: &SnapshotInfo, path: &SnapshotPath) -> Result<Vec<ByteRange>, Trouble> {
+    let ranges: Option<Vec<_>> = ranges.iter().map(|(offset, len)| ByteRange::checked(*offset, *len)).collect();
+    ranges
+        .filter(|ranges| ranges.iter().all(|range| range.end() <= info.size))
+        .ok_or_else(|| refused(FailureCode::Invalid, format!("a captured range reaches past the end of {path}")))
 }
 
 /// Part of what a snapshot has released.

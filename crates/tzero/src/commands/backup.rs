@@ -6,17 +6,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use tzero_api::control;
+use tzero_api::control::{self, Part};
 use tzero_api::{ClientError, Code, Exit, Name, SnapshotPath, StatePaths};
-use tzero_copy::{BackupOutcome, BackupRequest, BackupSource, Cancel, Location, ModeAsked};
+use tzero_copy::{BackupOutcome, BackupRequest, BackupSource, Boundary, Cancel, Layout, Location, ModeAsked, Outboard};
 
-use crate::cli::{Backup, Mode};
+use crate::cli::{self, Backup, Mode};
 use crate::commands::client;
 use crate::ending::Ending;
 use crate::interrupt;
 use crate::output::{Output, bytes, notice};
 use crate::paths::{absolute, recorded};
 use crate::progress::Progress;
+use crate::scope;
 
 pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
     let [asked] = command.source.as_slice() else {
@@ -25,7 +26,9 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
             command.source.len()
         )));
     };
+    let outboard = outboard(command)?;
     let source = Source::find(asked, state)?;
+    let scope = source.scope(command)?;
     let request = BackupRequest {
         destination: match command.destination.place(&source.stem()) {
             Location::Path(path) => recorded(&path, "the record of a copy names its image")?,
@@ -36,7 +39,12 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
         mode: match command.mode {
             Mode::Auto => ModeAsked::Auto,
             Mode::Timezero => ModeAsked::TimeZero,
+            Mode::Reconciled => ModeAsked::Reconciled,
+            Mode::Outboard => ModeAsked::Outboard,
         },
+        outboard,
+        scope,
+        on_full: command.on_full,
         replace: command.replace,
         resume: command.resume,
         verify: command.verify,
@@ -48,6 +56,31 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
     let outcome = outcome?;
     report(&outcome, output);
     Ok(outcome.exit())
+}
+
+/// How an outboard copy is to be made.
+fn outboard(command: &Backup) -> Result<Outboard, Ending> {
+    if command.mode != Mode::Outboard
+        && let Some(flag) = [("--layout", command.layout.is_some()), ("--boundary", command.boundary.is_some())]
+            .into_iter()
+            .find_map(|(flag, given)| given.then_some(flag))
+    {
+        return Err(Ending::usage(format!("{flag} is about outboard copies: add --mode outboard, or leave it out")));
+    }
+    let layout = match command.layout {
+        None | Some(cli::Layout::Overwrite) => Layout::Overwrite,
+        Some(cli::Layout::Append) => {
+            return Err(Ending::usage(
+                "originals cannot be appended to an image: leave out --layout append, and they go to their places",
+            ));
+        }
+    };
+    let boundary = match command.boundary {
+        None | Some(cli::Boundary::All) => Boundary::All,
+        Some(cli::Boundary::Terminate) => Boundary::Terminate,
+        Some(cli::Boundary::Marker) => Boundary::Marker,
+    };
+    Ok(Outboard { layout, boundary })
 }
 
 fn report(outcome: &BackupOutcome, output: Output) {
@@ -134,6 +167,25 @@ impl Source {
             ))),
             None => Ok(Self::Path(absolute(path)?)),
         }
+    }
+
+    /// The parts that are to be copied; none: all of it. Only a snapshot that is taken for this copy can have a scope or a way with a full cache.
+    fn scope(&self, command: &Backup) -> Result<Vec<Part>, Ending> {
+        let volume = match self {
+            Self::Volume(name) => name,
+            _ if command.scope.is_empty() && command.on_full.is_none() => return Ok(Vec::new()),
+            Self::Snapshot(path) => {
+                let sentence = format!(
+                    "{path} has its scope and what gives when the cache is full: leave out --scope and --on-full"
+                );
+                return Err(Ending::usage(sentence));
+            }
+            Self::Path(path) => {
+                let sentence = "--scope and --on-full are about volumes, and it is none: leave them out";
+                return Err(Ending::usage(format!("{}: {sentence}", path.display())));
+            }
+        };
+        Ok(scope::of(&command.scope, volume)?.unwrap_or_default())
     }
 
     /// What an image in a directory is named after.

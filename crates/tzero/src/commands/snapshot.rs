@@ -1,15 +1,16 @@
 //! `tzero snapshot`.
 
 use serde_json::{Map, Value, json};
-use tzero_api::control::{self, Originals, SnapshotState};
+use tzero_api::control::{self, CreateSnapshot, Originals, SnapshotState};
 use tzero_api::{Client, Exit, Name, Size, SnapshotPath, StatePaths};
 use tzero_copy::Timestamp;
 
 use crate::arguments::Deleted;
-use crate::cli::Snapshot;
+use crate::cli::{self, Snapshot};
 use crate::commands::client;
 use crate::ending::Ending;
 use crate::output::{Output, bytes};
+use crate::scope;
 
 /// First line of a map.
 const MAP_HEAD: &str = "# unit\tblock\tstate\tcache_offset\n";
@@ -17,14 +18,23 @@ const MAP_HEAD: &str = "# unit\tblock\tstate\tcache_offset\n";
 pub(crate) fn run(command: Snapshot, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
     let client = client(state)?;
     match command {
-        Snapshot::Create { snapshot, volume } => {
+        Snapshot::Create { snapshot, volume, scope, originals, on_full } => {
             let [volume] = <[Name; 1]>::try_from(volume).map_err(|volumes| {
                 Ending::usage(format!(
                     "one snapshot of {} volumes at once is not in this version: name one volume",
                     volumes.len()
                 ))
             })?;
-            let snapshot = client.create_snapshot(&SnapshotPath { volume, snapshot })?;
+            let request = CreateSnapshot {
+                name: snapshot,
+                originals: originals.map(|originals| match originals {
+                    cli::Originals::Keep => Originals::Keep,
+                    cli::Originals::Release => Originals::Release,
+                }),
+                on_full,
+                scope: scope::of(&scope, &volume)?,
+            };
+            let snapshot = client.create_snapshot_as(&volume, &request)?;
             let t0 = Timestamp(snapshot.t0_ns);
             output
                 .line(format!("snapshot {}@{}: {t0}, pause {} µs", snapshot.volume, snapshot.name, snapshot.pause_us));
@@ -156,6 +166,7 @@ pub(crate) fn object(snapshot: &control::Snapshot) -> Value {
 fn state(state: SnapshotState) -> &'static str {
     match state {
         SnapshotState::Live => "live",
+        SnapshotState::Ended => "ended",
         SnapshotState::Broken => "broken",
         SnapshotState::Unavailable => "unavailable",
     }
