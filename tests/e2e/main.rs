@@ -18,6 +18,7 @@ mod kill;
 mod libnbd;
 mod load;
 mod lost_state;
+mod modes;
 mod mover;
 mod moverlife;
 mod orders;

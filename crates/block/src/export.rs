@@ -44,6 +44,10 @@ pub struct ExportInfo {
     pub size: u64,
     /// Every change is refused with [`ExportError::ReadOnly`].
     pub read_only: bool,
+    /// It may be opened by several connections at a time, which then see each other's changes.
+    pub shared: bool,
+    /// It wants to hear what its client was given: [`Export::delivered`].
+    pub counts_deliveries: bool,
     /// Offsets and lengths must be multiples of this many bytes: a power of two, at most 512.
     pub minimum_block: u32,
     /// Requests of this size and alignment are served best, in bytes: a power of two.
@@ -58,6 +62,10 @@ pub trait Export: 'static {
 
     /// Fills `buffer`.
     fn read(&self, offset: u64, buffer: Buffer) -> impl Future<Output = (Buffer, Result<(), ExportError>)>;
+
+    /// The bytes of a range, as [`Export::read`] gave them, were all handed to the client. Called only where
+    /// [`ExportInfo::counts_deliveries`] says so.
+    fn delivered(&self, _range: ByteRange) {}
 
     /// Writes `buffer`; with `fua` it is durable when this completes.
     fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> impl Future<Output = (Buffer, Result<(), ExportError>)>;
@@ -90,6 +98,8 @@ pub enum ExportError {
     Io,
     /// The base has no space for the client's own bytes.
     NoSpace,
+    /// It has the one client that it may have.
+    Busy,
     /// Malformed request.
     Invalid,
     /// Cannot be done, or not fast.
@@ -105,6 +115,7 @@ impl fmt::Display for ExportError {
             Self::ReadOnly => "the export is read-only",
             Self::Io => "input/output error",
             Self::NoSpace => "no space left on the base",
+            Self::Busy => "the export has a client, and takes one only",
             Self::Invalid => "invalid request",
             Self::Unsupported => "not supported",
             Self::ShuttingDown => "the server is ending",

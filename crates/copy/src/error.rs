@@ -617,6 +617,7 @@ impl Error {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Incomplete(_) | Self::Interrupted { .. } => Exit::Incomplete,
+            Self::Daemon { fault: DaemonFault::Refused { code: FailureCode::Invalid, .. }, .. } => Exit::Usage,
             Self::Target { .. } | Self::Unread { .. } | Self::Unreadable { .. }
                 if self.may_pass() && !self.is_full() =>
             {

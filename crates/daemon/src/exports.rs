@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use tzero_block::{ByteRange, Export, ExportError, ExportInfo, ExportSummary, Exports, Extent, Zeroes};
 use tzero_engine::{HostSession, View};
 use tzero_io::Buffer;
+use tzero_originals::Originals;
 
 use crate::filling::Filling;
 use crate::platform::Production;
@@ -67,7 +68,11 @@ impl Exports for Offered {
                 };
                 let info = serving.engine.snapshot(snapshot).filter(is_surfaced).ok_or(ExportError::Unknown)?;
                 let view = serving.engine.view(snapshot).map_err(|_| ExportError::Unknown)?;
-                Ok(Session { kind: Kind::View(view), counted: None, _used: volume.used(Some(info.id)) })
+                let used = match info.originals {
+                    Originals::Keep => volume.used(Some(info.id)),
+                    Originals::Release => volume.used_alone(info.id).ok_or(ExportError::Busy)?,
+                };
+                Ok(Session { kind: Kind::View(view), counted: None, _used: used })
             })
             .ok_or(ExportError::Unknown)?
     }
@@ -99,6 +104,10 @@ impl Export for Session {
 
     async fn read(&self, offset: u64, buffer: Buffer) -> (Buffer, Result<(), ExportError>) {
         delegate!(self, session => session.read(offset, buffer).await)
+    }
+
+    fn delivered(&self, range: ByteRange) {
+        delegate!(self, session => session.delivered(range))
     }
 
     async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), ExportError>) {

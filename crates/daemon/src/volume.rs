@@ -264,9 +264,26 @@ impl Volume {
         Use { volume: Arc::clone(self), snapshot }
     }
 
-    /// Notes a mover of a snapshot until the value is dropped; `None` if there is one already.
-    pub(crate) fn moved(self: &Arc<Self>, snapshot: SnapshotId) -> Option<Lease> {
+    /// Notes the one consumer of a snapshot that releases, until the value is dropped; `None` if it has one.
+    pub(crate) fn used_alone(self: &Arc<Self>, snapshot: SnapshotId) -> Option<Use> {
+        let mut readers = self.readers.lock().expect("nothing panics under this lock");
+        if readers.contains_key(&snapshot) || self.has_mover(snapshot) {
+            return None;
+        }
+        readers.insert(snapshot, 1);
+        drop(readers);
+        Some(Use { volume: Arc::clone(self), snapshot: Some(snapshot) })
+    }
+
+    /// Notes a mover of a snapshot until the value is dropped; `None` if there is one already, or, where it has to be the only one that
+    /// reads the snapshot, somebody else does.
+    pub(crate) fn moved(self: &Arc<Self>, snapshot: SnapshotId, alone: bool) -> Option<Lease> {
+        let readers = self.readers.lock().expect("nothing panics under this lock");
+        if alone && readers.contains_key(&snapshot) {
+            return None;
+        }
         let new = self.movers.lock().expect("nothing panics under this lock").insert(snapshot);
+        drop(readers);
         new.then(|| Lease { volume: Arc::clone(self), snapshot })
     }
 

@@ -38,6 +38,8 @@ impl<P: Platform> HostSession<P> {
             description: String::new(),
             size: volume.size(),
             read_only: false,
+            shared: true,
+            counts_deliveries: false,
             minimum_block: volume.base.geometry().alignment.min(512),
             preferred_block: PREFERRED,
         };

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use tzero_block::ByteRange;
-use tzero_originals::{GrainIndex, Originals, SnapshotId};
+use tzero_originals::{GrainIndex, Grains, Originals, RangeSet, SnapshotId};
 
 use crate::platform::Platform;
 use crate::points::Event;
@@ -36,6 +36,45 @@ impl Delivered {
 
     pub(crate) fn forget(&self, gone: SnapshotId) {
         self.0.lock().expect("nothing panics under this lock").retain(|(id, _)| *id != gone);
+    }
+}
+
+/// Most ranges that are remembered of grains that were delivered in part.
+const MOST_PARTS: usize = 4096;
+
+/// What one consumer was given of grains that it has not had whole. Bounded: whoever reads in more pieces than that has some of its slots
+/// used again later, or not at all.
+#[derive(Default)]
+pub(crate) struct Parts {
+    ranges: RangeSet,
+    count: usize,
+}
+
+impl Parts {
+    /// Adds what was delivered; gives the whole grains that are complete with it.
+    pub(crate) fn add(&mut self, range: ByteRange, grains: Grains) -> Vec<ByteRange> {
+        let touched = grains.touched(range);
+        let inner = grains.covered(range);
+        let mut whole = Vec::new();
+        if !inner.is_empty() {
+            whole.push(grains.range_of(&inner));
+        }
+        let edges = [touched.start, touched.end.saturating_sub(1)];
+        for grain in edges.iter().take(if edges[0] == edges[1] { 1 } else { 2 }).filter(|grain| !inner.contains(grain))
+        {
+            let place = grains.range(GrainIndex(*grain));
+            let Some(part) = place.intersection(range) else { continue };
+            if self.count >= MOST_PARTS {
+                *self = Self::default();
+            }
+            self.ranges.insert(part);
+            self.count += 1;
+            if self.ranges.contains(place) {
+                self.ranges.remove(place);
+                whole.push(place);
+            }
+        }
+        whole
     }
 }
 
@@ -72,5 +111,36 @@ impl<P: Platform> Volume<P> {
             }
         }
         !taken.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grain_is_delivered_when_every_byte_of_it_is() {
+        let grains = Grains::new(4096, 20_000).unwrap();
+        let mut parts = Parts::default();
+        let mut add = |start, end| parts.add(ByteRange::between(start, end), grains);
+        assert_eq!(add(0, 4096), [ByteRange::between(0, 4096)]);
+        assert_eq!(add(4095, 8192 + 512), [ByteRange::between(4096, 8192)]);
+        assert!(add(8192 + 512, 12_287).is_empty());
+        assert_eq!(add(12_287, 12_288), [ByteRange::between(8192, 12_288)]);
+        assert!(add(12_287, 12_288).is_empty(), "once");
+        assert_eq!(add(16_384, 20_000), [ByteRange::between(16_384, 20_000)], "the last one is short");
+        let backwards: Vec<_> =
+            (0..8).rev().flat_map(|sector| add(12_288 + sector * 512, 12_288 + (sector + 1) * 512)).collect();
+        assert_eq!(backwards, [ByteRange::between(12_288, 16_384)]);
+    }
+
+    #[test]
+    fn what_is_remembered_of_parts_is_bounded() {
+        let grains = Grains::new(4096, 1 << 40).unwrap();
+        let mut parts = Parts::default();
+        for grain in 0..3 * MOST_PARTS as u64 {
+            assert!(parts.add(ByteRange::new(grain * 4096, 512), grains).is_empty());
+        }
+        assert!(parts.ranges.iter().count() <= MOST_PARTS);
     }
 }

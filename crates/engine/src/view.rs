@@ -9,14 +9,16 @@
 //!    was released.
 //! 2. A view starts only when the straddlers of its range have landed.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use tzero_block::{BlockDevice, ByteRange, Export, ExportError, ExportInfo, Extent, Zeroes};
 use tzero_io::Buffer;
-use tzero_originals::{GrainIndex, Overlay, Payload, overlay};
+use tzero_originals::{GrainIndex, Originals, Overlay, Payload, overlay};
 
 use crate::platform::Platform;
 use crate::points::{Event, Planted, Point};
+use crate::reuse::Parts;
 use crate::snapshots::Snapshot;
 use crate::volume::{SnapshotError, Volume};
 
@@ -30,6 +32,8 @@ pub struct View<P: Platform> {
     volume: Arc<Volume<P>>,
     snapshot: Arc<Snapshot>,
     info: ExportInfo,
+    /// Of grains that were delivered in part.
+    delivered: RefCell<Parts>,
 }
 
 impl<P: Platform> Volume<P> {
@@ -50,10 +54,13 @@ impl<P: Platform> View<P> {
             description: String::new(),
             size: snapshot.size,
             read_only: true,
+            // What releases has one consumer.
+            shared: snapshot.originals == Originals::Keep,
+            counts_deliveries: snapshot.originals == Originals::Release,
             minimum_block: volume.base.geometry().alignment.min(512),
             preferred_block: PREFERRED,
         };
-        Self { volume, snapshot, info }
+        Self { volume, snapshot, info, delivered: RefCell::default() }
     }
 
     fn check(&self, range: ByteRange) -> Result<(), ExportError> {
@@ -137,6 +144,13 @@ impl<P: Platform> Export for View<P> {
 
     async fn read(&self, offset: u64, buffer: Buffer) -> (Buffer, Result<(), ExportError>) {
         self.read_t0(offset, buffer).await
+    }
+
+    fn delivered(&self, range: ByteRange) {
+        for whole in self.delivered.borrow_mut().add(range, self.volume.grains) {
+            // Where it cannot be marked the slot stays: that costs space.
+            let _ = self.volume.mark_read(self.snapshot.id, &[whole]);
+        }
     }
 
     async fn write(&self, _offset: u64, buffer: Buffer, _fua: bool) -> (Buffer, Result<(), ExportError>) {

@@ -207,7 +207,7 @@ impl<S: Export> Connection<S> {
         let mut sender = Sender::new();
         loop {
             poll_fn(|_| if self.outbox.is_empty() { Poll::Pending } else { Poll::Ready(()) }).await;
-            let result = sender.send(&self.outbox, &self.stream).await;
+            let result = sender.send(&self.outbox, &self.stream, |range| self.session.delivered(range)).await;
             self.changed();
             if let Err(error) = result {
                 return Error::Send(error);
@@ -235,6 +235,9 @@ impl<S: Export> Connection<S> {
             self.outbox.push(cost, |head| reply::hole(head, cookie, range), None);
         } else {
             self.outbox.push(cost, |head| reply::data(head, structured, cookie, range), Some(bytes));
+        }
+        if self.terms.counts_deliveries {
+            self.outbox.note_delivery(range);
         }
         self.changed();
     }

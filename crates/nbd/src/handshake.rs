@@ -261,6 +261,7 @@ fn number_of(malformed: Malformed) -> u32 {
 fn number_of_export(error: ExportError) -> u32 {
     match error {
         ExportError::ShuttingDown => option_reply::ERR_SHUTDOWN,
+        ExportError::Busy => option_reply::ERR_POLICY,
         _ => option_reply::ERR_UNKNOWN,
     }
 }
@@ -271,6 +272,7 @@ fn reason(error: u32) -> &'static str {
         option_reply::ERR_UNSUP => "this server does not know the option",
         option_reply::ERR_UNKNOWN => "there is no such export",
         option_reply::ERR_SHUTDOWN => "the server is ending",
+        option_reply::ERR_POLICY => "the export has a client, and takes one only",
         option_reply::ERR_TOO_BIG => "the option is too big",
         _ => "the option's data is invalid, or the option needs structured replies first",
     }

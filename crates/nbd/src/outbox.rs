@@ -11,6 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 
+use tzero_block::ByteRange;
 use tzero_io::{Buffer, Stream};
 
 use crate::budget::{Budget, Load};
@@ -25,6 +26,8 @@ struct Burst {
     heads: Vec<u8>,
     /// Payloads, and where in `heads` each is to be inserted.
     bodies: Vec<(usize, Buffer)>,
+    /// What they give of the export's bytes, where somebody wants to know.
+    delivered: Vec<ByteRange>,
     load: Load,
 }
 
@@ -32,6 +35,7 @@ impl Burst {
     fn clear(&mut self) {
         self.heads.clear();
         self.bodies.clear();
+        self.delivered.clear();
         self.load = Load::default();
     }
 
@@ -80,6 +84,13 @@ impl Outbox {
         waiting.load.bytes += load.bytes;
     }
 
+    /// The reply that was pushed last gives these bytes of the export.
+    pub(crate) fn note_delivery(&self, range: ByteRange) {
+        if !self.closed.get() {
+            self.waiting.borrow_mut().delivered.push(range);
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.borrow().load.requests == 0
     }
@@ -103,13 +114,21 @@ impl Sender {
         Self { burst: Burst::default() }
     }
 
-    /// Sends everything that waits now.
+    /// Sends everything that waits now; `delivered` is told what of the export's bytes left with it.
     ///
     /// # Errors
     /// When the client is gone; the outbox is then closed.
-    pub(crate) async fn send(&mut self, outbox: &Outbox, stream: &Stream) -> io::Result<()> {
+    pub(crate) async fn send(
+        &mut self,
+        outbox: &Outbox,
+        stream: &Stream,
+        delivered: impl Fn(ByteRange),
+    ) -> io::Result<()> {
         std::mem::swap(&mut self.burst, &mut outbox.waiting.borrow_mut());
         let result = self.burst.send(stream).await;
+        if result.is_ok() {
+            self.burst.delivered.iter().for_each(|range| delivered(*range));
+        }
         outbox.budget.release(self.burst.load);
         self.burst.clear();
         if result.is_err() {

@@ -60,22 +60,35 @@ pub(crate) struct Terms {
     pub(crate) structured: bool,
     /// `base:allocation` was selected.
     pub(crate) allocation: bool,
+    /// Several connections may have the export.
+    pub(crate) shared: bool,
+    /// The export is told what was delivered.
+    pub(crate) counts_deliveries: bool,
 }
 
 impl Terms {
     pub(crate) fn new(info: &ExportInfo, structured: bool, allocation: bool) -> Self {
-        Self { size: info.size, read_only: info.read_only, minimum_block: info.minimum_block, structured, allocation }
+        Self {
+            size: info.size,
+            read_only: info.read_only,
+            minimum_block: info.minimum_block,
+            structured,
+            allocation,
+            shared: info.shared,
+            counts_deliveries: info.counts_deliveries,
+        }
     }
 
     /// What the export can do, as the client is told it.
     pub(crate) fn flags(&self) -> u16 {
-        let always = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::SEND_CACHE | flag::CAN_MULTI_CONN;
+        let always = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::SEND_CACHE;
+        let shared = if self.shared { flag::CAN_MULTI_CONN } else { 0 };
         let access = if self.read_only {
             flag::READ_ONLY
         } else {
             flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO
         };
-        always | access | if self.structured { flag::SEND_DF } else { 0 }
+        always | shared | access | if self.structured { flag::SEND_DF } else { 0 }
     }
 }
 
@@ -202,8 +215,15 @@ mod tests {
 
     use super::*;
 
-    const TERMS: Terms =
-        Terms { size: 1 << 30, read_only: false, minimum_block: 512, structured: true, allocation: true };
+    const TERMS: Terms = Terms {
+        size: 1 << 30,
+        read_only: false,
+        minimum_block: 512,
+        structured: true,
+        allocation: true,
+        shared: true,
+        counts_deliveries: false,
+    };
 
     fn header(command: u16, flags: u16, offset: u64, len: u32) -> Header {
         Header { flags, command, cookie: 1, offset, len }

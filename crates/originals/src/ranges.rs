@@ -39,6 +39,22 @@ impl RangeSet {
         self.ranges.insert(start, end);
     }
 
+    /// Takes a range out.
+    pub fn remove(&mut self, range: ByteRange) {
+        while let Some((&start, &end)) = self.ranges.range(..range.end()).next_back() {
+            if end <= range.start() {
+                break;
+            }
+            self.ranges.remove(&start);
+            if start < range.start() {
+                self.ranges.insert(start, range.start());
+            }
+            if range.end() < end {
+                self.ranges.insert(range.end(), end);
+            }
+        }
+    }
+
     /// Whether a byte of `range` is in the set.
     pub fn overlaps(&self, range: ByteRange) -> bool {
         !range.is_empty() && self.ranges.range(..range.end()).next_back().is_some_and(|(_, end)| *end > range.start())
@@ -167,6 +183,22 @@ mod tests {
         assert!(set.contains(ByteRange::between(12, 40)) && !set.contains(ByteRange::between(4, 11)));
         assert!(set.overlaps(ByteRange::between(4, 10)) && !set.overlaps(ByteRange::between(5, 10)));
         assert_eq!(set.bytes(), 35);
+    }
+
+    #[test]
+    fn what_is_taken_out_leaves_the_rest() {
+        let mut set = RangeSet::default();
+        for (start, end) in [(0, 10), (20, 30), (40, 50)] {
+            set.insert(ByteRange::between(start, end));
+        }
+        let mut take = |start, end| {
+            set.remove(ByteRange::between(start, end));
+            set.iter().map(|range| (range.start(), range.end())).collect::<Vec<_>>()
+        };
+        assert_eq!(take(10, 20), [(0, 10), (20, 30), (40, 50)]);
+        assert_eq!(take(3, 5), [(0, 3), (5, 10), (20, 30), (40, 50)]);
+        assert_eq!(take(8, 45), [(0, 3), (5, 8), (45, 50)]);
+        assert_eq!(take(0, 99), []);
     }
 
     #[test]

@@ -152,14 +152,14 @@ impl Job<'_, SnapshotSource> {
             self.records.iter().filter(|(_, record)| record.stage == Stage::Laid).map(|(index, _)| *index);
         let chunks: Vec<u64> = laid_before.chain(chunks).collect::<BTreeSet<_>>().into_iter().collect();
         let total = (chunks.len() as u64 * CHUNK).min(self.source.size());
-        let (mut asked, mut good) = (Instant::now(), true);
+        let (mut asked, mut good) = (None::<Instant>, true);
         for (done, index) in (1..).zip(chunks) {
             if self.cancel.is_cancelled() {
                 return Err(Stop::Resumable(StopCause::Cancelled));
             }
-            if asked.elapsed() > ASK {
+            if asked.is_none_or(|asked| asked.elapsed() > ASK) {
                 self.end_if_short().await?;
-                asked = Instant::now();
+                asked = Some(Instant::now());
             }
             good &= self.lay_chunk(index, up_to).await?;
             (self.observer)(&Event::Progress { phase: Phase::Originals, done: (done * CHUNK).min(total), total });

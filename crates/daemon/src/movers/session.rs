@@ -209,8 +209,12 @@ impl Session {
     fn hand_over(&mut self, volume: Arc<Volume>, info: SnapshotInfo, resumable: bool) -> Result<(), Trouble> {
         let path = path_of(&volume, &info)?;
         refuse_broken(&path, &info)?;
-        let busy = || refused(FailureCode::Busy, format!("another backup is copying {path}: wait for its end"));
-        let lease = volume.moved(info.id).ok_or_else(busy)?;
+        let busy = || {
+            let sentence = format!("another backup is copying {path}, or a client reads it: wait for its end");
+            refused(FailureCode::Busy, sentence)
+        };
+        let alone = info.originals == Originals::Release;
+        let lease = volume.moved(info.id, alone).ok_or_else(busy)?;
         let (engine, id) = (Arc::clone(&serving(&volume)?.engine), info.id);
         let settled = self.daemon.threads.run(move || async move { engine.settled(id).await });
         settled.blocking_recv().map_err(|_| stopped())?;

@@ -36,6 +36,8 @@ impl<D: BlockDevice> Exports for DeviceExports<D> {
             description: format!("{name} itself"),
             size: self.device.geometry().size,
             read_only: name == "vol@ro",
+            shared: true,
+            counts_deliveries: false,
             minimum_block: self.minimum_block,
             preferred_block: 4096,
         };
