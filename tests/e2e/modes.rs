@@ -123,6 +123,36 @@ fn the_daemon_moves_nothing_of_an_outboard_copy() {
     daemon.stop();
 }
 
+/// Pages of a file that are in the page cache.
+fn cached(path: &std::path::Path) -> u64 {
+    let told = Program::new("fincore").args(["--noheadings", "--output", "PAGES"]).arg(path).ok();
+    told.trim().parse().unwrap_or_else(|_| panic!("no number of pages: {told:?}"))
+}
+
+#[test]
+fn a_backup_leaves_the_page_cache_as_it_was() {
+    let scratch = Scratch::new();
+    let base = scratch.random("base", 64 * MIB, 31);
+    let daemon = Daemon::serving(&scratch, &base);
+    daemon.ok("snapshot create s vol");
+    for (name, options) in [("timezero", &[][..]), ("outboard", &["--mode", "outboard"])] {
+        // Nothing of it, and then a quarter in the middle, as a host that is at work has it.
+        let name_of = |text: &str| format!("{text}={}", base.display());
+        Program::new("sync").arg(&base).ok();
+        Program::new("dd").args([&name_of("if"), "iflag=nocache", "count=0"]).ok();
+        Program::new("dd").args([&name_of("if"), "of=/dev/null", "bs=1M", "skip=16", "count=16"]).ok();
+        let before = cached(&base);
+        assert!((4096..9000).contains(&before), "the middle is there, and what was read ahead: {before}");
+        let to = scratch.join(format!("{name}.img"));
+        let image = format!("image:{}", to.display());
+        daemon.backup(&[&["vol@s", "--to", &image][..], options].concat()).run().exited(0);
+        let after = cached(&base);
+        assert!(after >= before, "{name}: the host's pages were pushed out: {before}, then {after}");
+        assert!(after < before + 1024, "{name}: the copy left pages behind: {before}, then {after}");
+    }
+    daemon.stop();
+}
+
 #[test]
 fn one_snapshot_is_ended_and_another_goes_on() {
     let load = Load::new(16 * MIB);

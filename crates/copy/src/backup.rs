@@ -19,10 +19,9 @@
 //!    compared first (see `recheck`). Once the machine was restarted, or the destination has failed to take or keep
 //!    something, from the medium.
 //!
-//! The mover reads the base as the daemon does (buffered or direct), so page cache and medium never disagree.
-//! Buffered, its reads go through the host's page cache, where the kernel's own aging must tell them from the host's;
-//! what it *wrote* it drops again behind itself as soon as it is durable, so that a large copy leaves no dirty flood
-//! and does not push the host out.
+//! The mover reads the base as the daemon does (buffered or direct), so page cache and medium never disagree, and without a trace in the page
+//! cache: see `docs/adr/0008-page-cache.md`. What it *wrote* it drops again behind itself as soon as it is durable, so that a large copy leaves no
+//! dirty flood and does not push the host out.
 
 mod capture;
 mod copying;

@@ -1,7 +1,11 @@
 //! Having the kernel copy from file to file (R32): sharing the bytes where the file system can, else `copy_file_range`.
 //!
+//! The kernel's copying goes through the page cache, and reads ahead. What of the base was not there before is dropped again, by pieces, each looked at long before
+//! reading ahead comes near it.
+//!
 //! Neither promises anything: each may refuse, and the second may copy less than it was asked to. What it does not take, plain reads do.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +21,40 @@ pub(super) struct Offload {
     image: File,
     may_share: bool,
     ran: Option<Engine>,
+    bare: Bare,
+}
+
+/// Pieces of the base are looked at so many bytes before they are copied: no reading ahead goes so far.
+const AHEAD: u64 = 64 << 20;
+/// Bytes of a piece.
+const PIECE: u64 = 1 << 20;
+
+/// Which pieces of a file had no page in the page cache when they were looked at.
+#[derive(Default)]
+struct Bare {
+    pieces: BTreeSet<u64>,
+    looked_to: u64,
+}
+
+impl Bare {
+    /// Looks at what comes up to `end`.
+    fn look(&mut self, file: &File, end: u64) {
+        while self.looked_to * PIECE < end {
+            let piece = self.looked_to;
+            if system::cached_pages(file, piece * PIECE, PIECE).is_ok_and(|pages| pages == 0) {
+                self.pieces.insert(piece);
+            }
+            self.looked_to += 1;
+        }
+    }
+
+    /// Drops the pages of pieces before `end` that had none.
+    fn drop_before(&mut self, file: &File, end: u64) {
+        let rest = self.pieces.split_off(&(end / PIECE));
+        for piece in std::mem::replace(&mut self.pieces, rest) {
+            system::drop_cache(file, piece * PIECE, PIECE);
+        }
+    }
 }
 
 impl Offload {
@@ -26,7 +64,7 @@ impl Offload {
         let (of_base, of_image) = (base.metadata().ok()?, image.metadata().ok()?);
         let both = of_base.is_file() && of_image.is_file() && of_base.dev() == of_image.dev();
         let (base, image) = (base.try_clone().ok()?, image.try_clone().ok()?);
-        both.then_some(Self { base, image, may_share: true, ran: None })
+        both.then_some(Self { base, image, may_share: true, ran: None, bare: Bare::default() })
     }
 
     /// What has copied, so far.
@@ -39,13 +77,15 @@ impl Offload {
         let clones = self.base.try_clone().and_then(|base| Ok((base, self.image.try_clone()?)));
         let Ok((base, image)) = clones else { return (0, false) };
         let (may_share, count) = (self.may_share, chunks.len());
-        let (moved, may_share, copied) = blocking(move || {
-            let mut pair = Pair { base: &base, image: &image, may_share, copied: false };
+        let mut bare = std::mem::take(&mut self.bare);
+        let (moved, may_share, copied, bare) = blocking(move || {
+            let mut pair = Pair { base: &base, image: &image, may_share, copied: false, bare: &mut bare };
             let moved = chunks.iter().take_while(|chunk| chunk.iter().all(|range| pair.copy(*range).is_ok())).count();
-            (moved, pair.may_share, pair.copied)
+            (moved, pair.may_share, pair.copied, bare)
         })
         .await;
         self.may_share = may_share;
+        self.bare = bare;
         self.ran = match self.ran {
             _ if copied => Some(Engine::CopyFileRange),
             // A base that is one hole has nothing to share.
@@ -62,6 +102,7 @@ struct Pair<'a> {
     image: &'a File,
     may_share: bool,
     copied: bool,
+    bare: &'a mut Bare,
 }
 
 impl Pair<'_> {
@@ -82,20 +123,26 @@ impl Pair<'_> {
         Ok(())
     }
 
-    /// Leaves the page cache of the base as it was, as far as can be told.
     fn copy_data(&mut self, range: ByteRange) -> io::Result<()> {
-        let is_bare = system::cached_pages(self.base, range.start(), range.len()).is_ok_and(|pages| pages == 0);
-        let mut at = range.start();
-        while at < range.end() {
-            match system::copy_range(self.base, self.image, at, range.end() - at)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => at += count,
+        for piece in range.pieces(AHEAD) {
+            self.bare.look(self.base, piece.end() + AHEAD);
+            let mut at = piece.start();
+            while at < piece.end() {
+                match system::copy_range(self.base, self.image, at, piece.end() - at)? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    count => at += count,
+                }
+                self.copied = true;
             }
-            self.copied = true;
-        }
-        if is_bare {
-            system::drop_cache(self.base, range.start(), range.len());
+            self.bare.drop_before(self.base, piece.end());
         }
         Ok(())
+    }
+}
+
+impl Drop for Offload {
+    /// What was read ahead of the end.
+    fn drop(&mut self) {
+        self.bare.drop_before(&self.base, u64::MAX);
     }
 }
