@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
 use tzero_block::ByteRange;
@@ -28,6 +29,8 @@ pub(super) struct Offload {
 const AHEAD: u64 = 64 << 20;
 /// Bytes of a piece.
 const PIECE: u64 = 1 << 20;
+/// Pieces that are dropped again with those that follow them: more than the largest page has.
+const LATELY: u64 = 8;
 
 /// Which pieces of a file had no page in the page cache when they were looked at.
 #[derive(Default)]
@@ -48,12 +51,22 @@ impl Bare {
         }
     }
 
-    /// Drops the pages of pieces before `end` that had none.
+    /// Drops the pages of pieces before `end` that had none. Neighbours go together, and some that went before once more: a page is as large as the kernel
+    /// likes, and stays as long as a part of it does.
     fn drop_before(&mut self, file: &File, end: u64) {
         let rest = self.pieces.split_off(&(end / PIECE));
-        for piece in std::mem::replace(&mut self.pieces, rest) {
-            system::drop_cache(file, piece * PIECE, PIECE);
+        let mut gone = std::mem::replace(&mut self.pieces, rest);
+        let mut run: Option<Range<u64>> = None;
+        let drop_run = |run: Range<u64>| system::drop_cache(file, run.start * PIECE, (run.end - run.start) * PIECE);
+        for piece in &gone {
+            match &mut run {
+                Some(run) if run.end == *piece => run.end += 1,
+                _ => run.replace(*piece..*piece + 1).into_iter().for_each(drop_run),
+            }
         }
+        run.into_iter().for_each(drop_run);
+        let lately = gone.split_off(&(end / PIECE).saturating_sub(LATELY));
+        self.pieces.extend(lately);
     }
 }
 
