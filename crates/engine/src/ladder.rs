@@ -123,7 +123,7 @@ impl<P: Platform> Volume<P> {
             self.platform.point(Point::SaveFailed).await;
             {
                 let _claims = self.lock();
-                if !victim.is_live() && !self.platform.planted(Planted::DeletedBreaks) {
+                if !self.may_make_room(&victim) && !self.platform.planted(Planted::DeletedBreaks) {
                     // Somebody was faster: its record's slot may be another's by now.
                     return Room::Try;
                 }
@@ -181,14 +181,22 @@ impl<P: Platform> Volume<P> {
         all.into_values().collect()
     }
 
+    /// Whether it may be broken for the space that it holds.
+    fn may_make_room(&self, snapshot: &Snapshot) -> bool {
+        if self.platform.planted(Planted::RetainedMakesRoom) { snapshot.holds() } else { snapshot.is_live() }
+    }
+
     /// The snapshot whose end frees the most, those that break at once first; none where nobody's end would free anything.
     async fn most_unique(&self) -> Option<Arc<Snapshot>> {
-        let candidates: Vec<_> = self.snapshots.all().into_iter().filter(|snapshot| snapshot.is_live()).collect();
+        let candidates: Vec<_> =
+            self.snapshots.all().into_iter().filter(|snapshot| self.may_make_room(snapshot)).collect();
         let unique = if candidates.is_empty() { BTreeMap::new() } else { self.unique_bytes_gently().await };
         let bytes = |snapshot: &Snapshot| unique.get(&snapshot.id).copied().unwrap_or(0);
         candidates
             .into_iter()
-            .filter(|snapshot| snapshot.on_full != OnFull::FailWrites && snapshot.is_live() && bytes(snapshot) > 0)
+            .filter(|snapshot| {
+                snapshot.on_full != OnFull::FailWrites && self.may_make_room(snapshot) && bytes(snapshot) > 0
+            })
             .max_by_key(|snapshot| (snapshot.on_full == OnFull::Break, bytes(snapshot)))
     }
 

@@ -140,6 +140,10 @@ pub enum Planted {
     MarkerTooEarly,
     /// The snapshot that is to make room is marked broken though it was deleted meanwhile.
     DeletedBreaks,
+    /// An outboard copy takes the originals that were known before its last read, not those that were saved meanwhile.
+    OverlayNotCaughtUp,
+    /// A snapshot whose copy-on-write has ended breaks to make room, though its originals are not copied yet.
+    RetainedMakesRoom,
     /// A place in the map is taken for one of the first component, whatever its unit.
     UnitIgnored,
     /// A clean stop is recorded before what it promises is durable.
@@ -175,6 +179,8 @@ impl Planted {
         Self::AheadBreaks,
         Self::MarkerTooEarly,
         Self::DeletedBreaks,
+        Self::OverlayNotCaughtUp,
+        Self::RetainedMakesRoom,
         Self::UnitIgnored,
         Self::CleanStopBeforeSync,
     ];

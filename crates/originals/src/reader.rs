@@ -132,6 +132,8 @@ pub struct Scan {
     pub beyond_end: bool,
     /// It takes every place for one of the first component: another.
     pub blind_to_units: bool,
+    /// It takes in nothing after the first time: another.
+    pub once: bool,
 }
 
 impl Default for Scan {
@@ -142,6 +144,7 @@ impl Default for Scan {
             beyond_head: false,
             beyond_end: false,
             blind_to_units: false,
+            once: false,
         }
     }
 }
@@ -251,6 +254,9 @@ impl<M: Mapping, D: BlockDevice> OriginalsReader<M, D> {
     async fn refresh(&mut self) -> Result<(), MapError> {
         let head = self.map.head();
         self.map.follow_growth().map_err(MapError::Io)?;
+        if self.scan.once && self.seen.is_some() {
+            return Ok(());
+        }
         let seen = match self.seen {
             Some(seen) if seen <= head => seen,
             _ => {

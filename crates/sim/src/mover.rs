@@ -93,19 +93,25 @@ fn forget(scene: &Scene, number: u32) {
     scene.copies.borrow_mut().retain(|copy| copy.known.number != number);
 }
 
+/// How movers go through the map.
+pub fn scan(scene: &Scene) -> Scan {
+    Scan {
+        at_once: scene.plan.shape.scan_at_once,
+        give_way: || Box::pin(interleave(PLACE)),
+        beyond_head: scene.planted == Some(Planted::ScanTakesNewer),
+        beyond_end: scene.planted == Some(Planted::EndedTakesLaterEntry),
+        blind_to_units: scene.planted == Some(Planted::UnitIgnored),
+        once: false,
+    }
+}
+
 /// A mover's own look at the daemon's files.
 pub fn reader(scene: &Scene, who: &str, process: Process) -> Option<Reader> {
     let storage = scene.directory.open(process);
     let (map, table) = (storage.attach("map")?, storage.attach("snapshots")?);
     match OriginalsReader::open(map, table, scene.cache.open(process), scene.plan.shape.cells.size) {
         Ok(mut reader) => {
-            reader.set_scan(Scan {
-                at_once: scene.plan.shape.scan_at_once,
-                give_way: || Box::pin(interleave(PLACE)),
-                beyond_head: scene.planted == Some(Planted::ScanTakesNewer),
-                beyond_end: scene.planted == Some(Planted::EndedTakesLaterEntry),
-                blind_to_units: scene.planted == Some(Planted::UnitIgnored),
-            });
+            reader.set_scan(scan(scene));
             Some(reader)
         }
         Err(error) => {

@@ -5,10 +5,10 @@ use std::rc::Rc;
 use tzero_block::{Action, BlockDevice, ByteRange};
 use tzero_engine::Planted;
 use tzero_io::Buffer;
-use tzero_originals::{ReconcileError, Sequence};
+use tzero_originals::{ReconcileError, Scan, Sequence};
 
 use crate::executor::{Process, fail, interleave, sleep, spawn_joined};
-use crate::mover::{PLACE, reader};
+use crate::mover::{PLACE, reader, scan};
 use crate::plan::Boundary;
 use crate::races::{Doing, Race};
 use crate::scene::{Known, Scene};
@@ -54,6 +54,11 @@ async fn run(scene: &Rc<Scene>, who: &str, process: Process, known: &Known, pace
         .await??;
     let snapshot = info.reference();
     let early = scene.call(who, |volume| async move { volume.marker() }).await?;
+    let mut reader = reader(scene, who, process)?;
+    if scene.planted == Some(Planted::OverlayNotCaughtUp) {
+        reader.set_scan(Scan { once: true, ..scan(scene) });
+        reader.catch_up().await.ok()?;
+    }
     let base = scene.base.open(process);
     let mut copy = Vec::with_capacity(size as usize);
     for piece in ByteRange::new(0, size).pieces(piece) {
@@ -72,7 +77,6 @@ async fn run(scene: &Rc<Scene>, who: &str, process: Process, known: &Known, pace
         Boundary::All => Sequence(u64::MAX),
     };
     sleep(pace.pause_ns).await;
-    let mut reader = reader(scene, who, process)?;
     for piece in ByteRange::new(0, size).pieces(piece) {
         let place = piece.start() as usize..piece.end() as usize;
         let cache_failures = scene.cache.failures(Action::Read);
@@ -116,5 +120,6 @@ async fn end(scene: &Rc<Scene>, who: &str, known: &Known) -> Option<()> {
         }
         return None;
     }
+    scene.update(known.number, |known| known.retained = true);
     Some(())
 }

@@ -65,6 +65,8 @@ pub struct Known {
     pub scope: Vec<ByteRange>,
     /// Its copy-on-write was, or may have been, ended.
     pub ended: bool,
+    /// It was: what it retains is pinned.
+    pub retained: bool,
 }
 
 impl Known {
@@ -295,6 +297,10 @@ impl Scene {
         let info = volume.snapshot_by_id(known.id)?;
         self.oracle.state_seen(known.number, is_broken(&info));
         let full = matches!(info.state, SnapshotState::Broken { reason: BrokenReason::CacheFull, .. });
+        let retained = self.known.borrow().get(&known.number).is_some_and(|known| known.retained);
+        if full && retained {
+            fail(format!("snapshot {} broke of a full cache, and what it retains was not copied yet", known.number));
+        }
         if full && known.on_full == OnFull::FailWrites {
             fail(format!("snapshot {} broke of a full cache, and it was to fail writes instead", known.number));
         }
@@ -388,6 +394,7 @@ impl Scene {
                 on_full: info.on_full,
                 scope: info.scope.clone().unwrap_or_default(),
                 ended: false,
+                retained: false,
             });
             entry.id = info.id;
             entry.ended |= matches!(info.state, SnapshotState::Ended { .. });

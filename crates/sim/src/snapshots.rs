@@ -50,6 +50,7 @@ pub async fn create(scene: &Rc<Scene>, who: &str, wanted: Wanted) -> Option<Know
         on_full,
         scope: scope.clone(),
         ended: false,
+        retained: false,
     });
     let volume = daemon.volume.clone();
     let originals = if release { Originals::Release } else { Originals::Keep };

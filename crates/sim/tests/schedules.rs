@@ -99,6 +99,8 @@ caught! {
     ahead_breaks_is_caught: AheadBreaks,
     marker_too_early_is_caught: MarkerTooEarly,
     deleted_breaks_is_caught: DeletedBreaks in 2,
+    overlay_not_caught_up_is_caught: OverlayNotCaughtUp,
+    retained_makes_room_is_caught: RetainedMakesRoom,
     unit_ignored_is_caught: UnitIgnored,
     clean_stop_before_sync_is_caught: CleanStopBeforeSync,
 }
