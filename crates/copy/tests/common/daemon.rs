@@ -122,10 +122,11 @@ impl Daemon {
             t0: Mutex::new(Arc::new(t0)),
             directory,
         });
-        let serving = Arc::clone(&daemon);
+        // Not its owner: the directory goes with the test.
+        let serving = Arc::downgrade(&daemon);
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let daemon = Arc::clone(&serving);
+                let Some(daemon) = serving.upgrade() else { return };
                 thread::spawn(move || daemon.converse(stream.unwrap()));
             }
         });
