@@ -47,7 +47,7 @@ const SNAPSHOT: &[&str] = &[
     "view-overlaid",
 ];
 /// Points of start and stop.
-const START: &[&str] = &["recovery-opened", "recovery-marked", "recovery-indexed", "close-synced"];
+const START: &[&str] = &["recovery-opened", "recovery-marked", "recovery-lost", "recovery-indexed", "close-synced"];
 /// Points that only a failing cache leads to.
 const FAULT: &[&str] = &["save-failed", "broken"];
 /// Points to which no command leads yet: only outboard copies end a snapshot.

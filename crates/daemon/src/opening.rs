@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tzero_api::{Name, Place, sentence};
 use tzero_block::{Concat, FileDevice};
-use tzero_engine::{OpenError, VolumeOptions};
+use tzero_engine::{CacheOptions, OpenError, VolumeOptions};
 use tzero_io::Directory;
 use tzero_nbd::AnyDevice;
 use tzero_originals::{Components, MapError, MapShape, SnapshotId, TableError};
@@ -184,6 +184,7 @@ pub(crate) async fn open_engine(
         boot_id: opening.boot_id,
         base_changed,
         map_shape: MapShape::DEFAULT,
+        cache: CacheOptions::default(),
     };
     let platform = Production { crash: opening.crash.clone() };
     let storage = Directory::new(directory.engine());

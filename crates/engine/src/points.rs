@@ -79,6 +79,8 @@ points! {
     RecoveryOpened = "recovery-opened",
     /// Snapshots that cannot be right any more are marked.
     RecoveryMarked = "recovery-marked",
+    /// Snapshots whose originals were lost are marked; their entries are still there.
+    RecoveryLost = "recovery-lost",
     /// Originals are found, the unwanted freed.
     RecoveryIndexed = "recovery-indexed",
     /// A clean stop has synced everything; it is not recorded.
@@ -148,6 +150,8 @@ pub enum Planted {
     UnitIgnored,
     /// A clean stop is recorded before what it promises is durable.
     CleanStopBeforeSync,
+    /// Snapshots that need originals from a lost part of the cache stand on.
+    LostForgotten,
 }
 
 impl Planted {
@@ -183,6 +187,7 @@ impl Planted {
         Self::RetainedMakesRoom,
         Self::UnitIgnored,
         Self::CleanStopBeforeSync,
+        Self::LostForgotten,
     ];
 }
 

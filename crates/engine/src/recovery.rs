@@ -18,6 +18,7 @@ use tzero_originals::{
 
 use crate::admission::Admission;
 use crate::ladder::Movers;
+use crate::lost;
 use crate::pending::Pending;
 use crate::platform::Platform;
 use crate::points::{Planted, Point};
@@ -76,8 +77,20 @@ impl<P: Platform> Volume<P> {
                 let _ = snapshot.broken.set((reason, 0));
             }
         }
+        // On record before the entries go, which nobody who stands needs then.
+        for (snapshot, grain) in lost::losers(&entries, &options.cache.lost, grains, &snapshots) {
+            if platform.planted(Planted::LostForgotten) {
+                break;
+            }
+            let (reason, at) = (BrokenReason::MemoryLost, grains.range(grain).start());
+            table.set_state(snapshot.slot, RecordState::Broken(reason), at).map_err(OpenError::State)?;
+            let _ = snapshot.broken.set((reason, at));
+        }
+        platform.point(Point::RecoveryLost).await;
         let damaged_count = damaged.len();
-        let originals = OriginalCache::open(map, entries, damaged, cache, grains, wanted).map_err(OpenError::Map)?;
+        let first_tier = options.cache.first_tier;
+        let originals =
+            OriginalCache::open(map, entries, damaged, cache, grains, first_tier, wanted).map_err(OpenError::Map)?;
         platform.point(Point::RecoveryIndexed).await;
 
         // On record before the host's first change: from here on a stop that is not clean is one that loses.

@@ -253,8 +253,21 @@ impl Snapshots {
             .all(|snapshot| !snapshot.is_live() || range.start() >= snapshot.size || snapshot.has_released_all(range))
     }
 
-    /// Whether some snapshot resolves to the original of a grain with this tag and sequence, the one before it having the tag `before`.
-    /// Of what came after its end an ended snapshot has no use.
+    /// The snapshots that resolve to the original of a grain with this tag and sequence, the one before it having the tag `before`. Of
+    /// what came after its end an ended snapshot has no use.
+    pub(crate) fn resolving(
+        &self,
+        grains: Grains,
+        grain: GrainIndex,
+        before: Option<Epoch>,
+        tag: Epoch,
+        sequence: Sequence,
+    ) -> Vec<Arc<Snapshot>> {
+        let all = self.0.read().expect("nothing panics under this lock");
+        all.iter().filter(|snapshot| resolves(snapshot, grains, grain, before, tag, sequence)).cloned().collect()
+    }
+
+    /// As [`Self::resolving`], only whether there is one.
     pub(crate) fn any_resolving(
         &self,
         grains: Grains,
@@ -263,13 +276,23 @@ impl Snapshots {
         tag: Epoch,
         sequence: Sequence,
     ) -> bool {
-        self.0.read().expect("nothing panics under this lock").iter().any(|snapshot| {
-            is_between(snapshot.epoch, before, tag)
-                && snapshot.holds()
-                && snapshot.end.get().is_none_or(|end| sequence <= *end)
-                && snapshot.needs(grains, grain)
-        })
+        let all = self.0.read().expect("nothing panics under this lock");
+        all.iter().any(|snapshot| resolves(snapshot, grains, grain, before, tag, sequence))
     }
+}
+
+fn resolves(
+    snapshot: &Snapshot,
+    grains: Grains,
+    grain: GrainIndex,
+    before: Option<Epoch>,
+    tag: Epoch,
+    sequence: Sequence,
+) -> bool {
+    is_between(snapshot.epoch, before, tag)
+        && snapshot.holds()
+        && snapshot.end.get().is_none_or(|end| sequence <= *end)
+        && snapshot.needs(grains, grain)
 }
 
 fn is_between(epoch: Epoch, after: Option<Epoch>, up_to: Epoch) -> bool {

@@ -22,7 +22,7 @@ use std::sync::{Mutex, MutexGuard};
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Notify, Storage};
 use tzero_originals::{
-    BrokenReason, Components, Grains, MapError, MapShape, OriginalCache, Originals, OriginalsUse, RangeLog,
+    BrokenReason, Components, FirstTier, Grains, MapError, MapShape, OriginalCache, Originals, OriginalsUse, RangeLog,
     RecordState, SnapshotId, SnapshotTable, TableError,
 };
 
@@ -52,6 +52,17 @@ pub struct VolumeOptions {
     pub base_changed: bool,
     /// How large a new modified map is.
     pub map_shape: MapShape,
+    /// What the cache is like.
+    pub cache: CacheOptions,
+}
+
+/// What the cache of a volume is like.
+#[derive(Clone, Debug, Default)]
+pub struct CacheOptions {
+    /// Its first tier.
+    pub first_tier: FirstTier,
+    /// Stretches of it, in bytes, that do not hold what was saved there any more: whoever needs an original from there breaks.
+    pub lost: Vec<ByteRange>,
 }
 
 /// Why a volume cannot be opened.

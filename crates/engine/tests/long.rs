@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use tzero_block::{ByteRange, Export, FileDevice, Zeroes};
-use tzero_engine::{Platform, SnapshotKind, Volume, VolumeOptions};
+use tzero_engine::{CacheOptions, Platform, SnapshotKind, Volume, VolumeOptions};
 use tzero_io::{Backend, Buffer, Directory, Runtime};
 use tzero_originals::{Components, MapShape};
 
@@ -52,6 +52,7 @@ async fn open(directory: &Path) -> Arc<Volume<Test>> {
         boot_id: [1; 16],
         base_changed: false,
         map_shape: MapShape::DEFAULT,
+        cache: CacheOptions::default(),
     };
     Volume::open(Test, base, cache, state, options).await.unwrap().0
 }

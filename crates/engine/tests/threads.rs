@@ -9,7 +9,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
 use tzero_block::{Export, FileDevice, Mode};
-use tzero_engine::{Platform, SnapshotKind, Volume, VolumeOptions};
+use tzero_engine::{CacheOptions, Platform, SnapshotKind, Volume, VolumeOptions};
 use tzero_io::{Backend, Buffer, Directory, Runtime};
 use tzero_originals::{Components, MapShape};
 
@@ -57,6 +57,7 @@ fn open(directory: &std::path::Path, runtime: &Runtime) -> Arc<Volume<Test>> {
         boot_id: [1; 16],
         base_changed: false,
         map_shape: MapShape::DEFAULT,
+        cache: CacheOptions::default(),
     };
     let storage = Directory::new(directory);
     runtime.block_on(Volume::open(Test(AtomicU64::new(1)), base, cache, storage, options)).unwrap().0

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tzero_block::{Action, ByteRange, Export, ExportError, Faulty, Injected, MemoryDevice, Zeroes};
-use tzero_engine::{OnFull, Platform, SnapshotKind, SnapshotState, Volume, VolumeOptions};
+use tzero_engine::{CacheOptions, OnFull, Platform, SnapshotKind, SnapshotState, Volume, VolumeOptions};
 use tzero_io::{Backend, Buffer, Directory, Runtime};
 use tzero_originals::{BrokenReason, Components, MapShape};
 
@@ -95,6 +95,7 @@ impl Fixture {
             boot_id,
             base_changed,
             map_shape: MapShape::DEFAULT,
+            cache: CacheOptions::default(),
         };
         let platform = Test { ids: AtomicU64::new(1) };
         let (base, cache) = (Arc2(self.base.clone()), Arc2(self.cache.clone()));

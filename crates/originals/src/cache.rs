@@ -23,7 +23,7 @@ use crate::components::Components;
 use crate::entry::{Entry, EntryState, Payload};
 use crate::index::{Index, Located};
 use crate::map::{MapError, ModifiedMap};
-use crate::slots::Slots;
+use crate::slots::{First, Slots};
 use crate::units::{Epoch, GrainIndex, Grains, Sequence};
 
 const SHARDS: usize = 64;
@@ -74,10 +74,21 @@ pub struct OriginalsUse {
     pub entries: u64,
     /// Bytes of slots that are in use or being filled.
     pub bytes: u64,
+    /// Of those, the bytes in the first tier.
+    pub first_tier_bytes: u64,
     /// Most bytes of slots.
     pub limit_bytes: u64,
     /// Originals ever saved.
     pub sequence: u64,
+}
+
+/// The first tier of a cache that has several: it fills up before the others (R53).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FirstTier {
+    /// Its length in bytes; 0 where nothing is told apart.
+    pub bytes: u64,
+    /// It is not there: nothing new is kept in it. What was in it is lost, and no snapshot that stands needs it.
+    pub withheld: bool,
 }
 
 struct Space {
@@ -116,6 +127,7 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         damaged: Vec<u32>,
         device: D,
         grains: Grains,
+        first: FirstTier,
         wanted: impl Fn(GrainIndex, Option<Epoch>, Epoch, Sequence) -> bool,
     ) -> Result<Self, MapError> {
         let limit = device.geometry().size / grains.grain();
@@ -146,9 +158,10 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         for position in damaged {
             map.withdraw(position).map_err(MapError::Io)?;
         }
+        let first = First { places: first.bytes / grains.grain(), withheld: first.withheld };
         let space = Space {
-            slots: Slots::with_taken(limit, &slots),
-            positions: Slots::with_taken(map.capacity(), &positions),
+            slots: Slots::with_taken(limit, &slots, first),
+            positions: Slots::with_taken(map.capacity(), &positions, First::default()),
             head,
             giving_back: false,
         };
@@ -416,6 +429,7 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         OriginalsUse {
             entries: space.positions.taken(),
             bytes: space.slots.taken() * self.grains.grain(),
+            first_tier_bytes: space.slots.first_taken() * self.grains.grain(),
             limit_bytes: space.slots.limit() * self.grains.grain(),
             sequence: space.head.0,
         }

@@ -18,7 +18,7 @@ mod slots;
 mod table;
 mod units;
 
-pub use cache::{CacheError, OriginalCache, OriginalsUse, Reservation};
+pub use cache::{CacheError, FirstTier, OriginalCache, OriginalsUse, Reservation};
 pub use components::{Components, ComponentsError};
 pub use entry::{Entry, EntryState, Payload};
 pub use index::{Index, Located};

@@ -22,9 +22,22 @@ pub(crate) struct Slots {
     free_count: u64,
     bare_count: u64,
     taken: u64,
+    /// Of the places before `first`, how many are taken.
+    first_taken: u64,
+    /// Where the first tier ends.
+    first: u64,
     /// From here on nothing was ever given out.
     next: u64,
     limit: u64,
+}
+
+/// The first of the tiers that places lie in (R53): they are given out from it before they are from the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct First {
+    /// How many places it has.
+    pub(crate) places: u64,
+    /// None of them is given out: there is nothing behind them.
+    pub(crate) withheld: bool,
 }
 
 impl Slots {
@@ -37,15 +50,21 @@ impl Slots {
             free_count: 0,
             bare_count: 0,
             taken: 0,
+            first_taken: 0,
+            first: 0,
             next: 0,
             limit,
         }
     }
 
     /// All places free but `taken`.
-    pub(crate) fn with_taken(limit: u64, taken: &BTreeSet<u64>) -> Self {
-        let mut slots = Self::new(limit);
-        for &place in taken {
+    pub(crate) fn with_taken(limit: u64, taken: &BTreeSet<u64>, first: First) -> Self {
+        let mut slots = Self { first: first.places, ..Self::new(limit) };
+        if first.withheld {
+            slots.next = first.places;
+        }
+        slots.first_taken = taken.range(..first.places).count() as u64;
+        for &place in taken.range(slots.next..) {
             if place > slots.next {
                 slots.add_free(slots.next..place);
             }
@@ -81,6 +100,7 @@ impl Slots {
                 run
             };
             left -= length(&run);
+            self.first_taken += self.in_first(&run);
             runs.push(run);
         }
         self.taken += count;
@@ -90,12 +110,24 @@ impl Slots {
     /// Gives places back.
     pub(crate) fn put_back(&mut self, run: Range<u64>) {
         self.taken -= length(&run);
+        self.first_taken -= self.in_first(&run);
         self.add_free(run);
     }
 
     /// Forgets places that are taken: nobody gets them before the next start.
     pub(crate) fn lose(&mut self, run: Range<u64>) {
         self.taken -= length(&run);
+        self.first_taken -= self.in_first(&run);
+    }
+
+    /// How many places of a run lie in the first tier.
+    fn in_first(&self, run: &Range<u64>) -> u64 {
+        self.first.clamp(run.start, run.end) - run.start
+    }
+
+    /// How many places of the first tier are taken.
+    pub(crate) fn first_taken(&self) -> u64 {
+        self.first_taken
     }
 
     fn add_free(&mut self, run: Range<u64>) {
@@ -204,15 +236,32 @@ mod tests {
 
     #[test]
     fn what_was_taken_stays_taken() {
-        let mut slots = Slots::with_taken(8, &BTreeSet::from([1, 2, 5]));
+        let mut slots = Slots::with_taken(8, &BTreeSet::from([1, 2, 5]), First::default());
         assert_eq!(slots.taken(), 3);
         assert_eq!(slots.take(5), runs(&[(0, 1), (3, 5), (6, 8)]));
     }
 
     #[test]
+    fn what_lies_in_the_first_tier_is_counted_and_can_be_withheld() {
+        let first = First { places: 4, withheld: false };
+        let mut slots = Slots::with_taken(8, &BTreeSet::from([1, 5]), first);
+        assert_eq!(slots.first_taken(), 1);
+        assert_eq!(slots.take(5), runs(&[(0, 1), (2, 5), (6, 7)]));
+        assert_eq!((slots.first_taken(), slots.taken()), (4, 7));
+        slots.put_back(2..5);
+        slots.lose(0..1);
+        assert_eq!((slots.first_taken(), slots.taken()), (1, 3));
+
+        let mut slots = Slots::with_taken(8, &BTreeSet::from([5]), First { withheld: true, ..first });
+        assert_eq!(slots.take(4), None, "there are three");
+        assert_eq!(slots.take(3), runs(&[(4, 5), (6, 8)]));
+        assert_eq!((slots.first_taken(), slots.taken()), (0, 4));
+    }
+
+    #[test]
     fn a_lowered_limit_gives_out_nothing_past_it_and_nothing_more_than_it() {
         // Ten were taken once, eight of them below twelve; now the limit is six.
-        let mut slots = Slots::with_taken(6, &BTreeSet::from([0, 1, 4, 9, 11]));
+        let mut slots = Slots::with_taken(6, &BTreeSet::from([0, 1, 4, 9, 11]), First::default());
         assert_eq!(slots.taken(), 5);
         assert_eq!(slots.take(2), None, "six and no more");
         assert_eq!(slots.take(1), runs(&[(2, 3)]));

@@ -100,11 +100,20 @@ pub enum BrokenReason {
     BaseChanged,
     /// State that it needs was damaged.
     Damaged,
+    /// Originals that were kept in memory went with the machine's last stop.
+    MemoryLost,
 }
 
 impl BrokenReason {
-    const ALL: [Self; 6] =
-        [Self::CacheFull, Self::SaveFailed, Self::MapFull, Self::PowerLost, Self::BaseChanged, Self::Damaged];
+    const ALL: [Self; 7] = [
+        Self::CacheFull,
+        Self::SaveFailed,
+        Self::MapFull,
+        Self::PowerLost,
+        Self::BaseChanged,
+        Self::Damaged,
+        Self::MemoryLost,
+    ];
 
     fn code(self) -> u64 {
         Self::ALL.iter().position(|reason| *reason == self).expect("all reasons are listed") as u64 + 1
@@ -128,6 +137,7 @@ impl std::fmt::Display for BrokenReason {
             Self::PowerLost => "the machine stopped without a clean stop of the daemon",
             Self::BaseChanged => "the base was changed while the daemon was down",
             Self::Damaged => "its state is damaged",
+            Self::MemoryLost => "originals that were kept in memory are gone",
         })
     }
 }

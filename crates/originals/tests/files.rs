@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tzero_block::{BlockDevice, ByteRange, Error, Extent, Geometry, MemoryDevice, Zeroes};
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage};
 use tzero_originals::{
-    BrokenReason, Epoch, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, OriginalsReader, Payload,
-    ReconcileError, Record, RecordState, SnapshotId, SnapshotRef, SnapshotTable,
+    BrokenReason, Epoch, FirstTier, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, OriginalsReader,
+    Payload, ReconcileError, Record, RecordState, SnapshotId, SnapshotRef, SnapshotTable,
 };
 
 const GRAIN: u32 = 512;
@@ -106,7 +106,8 @@ fn open_cache(path: &Path, device: &Arc<MemoryDevice>) -> OriginalCache<MappedFi
     let map = ModifiedMap::create_or_open(map, GRAIN, [1; 16]).unwrap();
     let (entries, damaged) = map.scan();
     let grains = Grains::new(GRAIN, SIZE).unwrap();
-    OriginalCache::open(map, entries, damaged, Shared(device.clone()), grains, |_, _, _, _| true).unwrap()
+    OriginalCache::open(map, entries, damaged, Shared(device.clone()), grains, FirstTier::default(), |_, _, _, _| true)
+        .unwrap()
 }
 
 async fn read(reader: &mut OriginalsReader<MappedFile, Shared>, grain: u64) -> u8 {

@@ -40,6 +40,8 @@ pub struct Shape {
     pub tiers: Vec<u64>,
     /// The cache is too small for what could be saved.
     pub cache_scarce: bool,
+    /// Of 100 slots of the first tier, where there are two, how many are lost at a start of the machine after a clean stop.
+    pub memory_loss: u32,
     /// Of 16 cells, how many hold something at the start.
     pub filled: u64,
     /// How long the base takes.
@@ -256,6 +258,11 @@ impl Plan {
         self.actors.retain(|actor| !actor.ops.is_empty());
     }
 
+    /// Whether originals can go with the machine's memory.
+    pub fn may_lose_memory(&self) -> bool {
+        self.shape.tiers.len() > 1 && self.ends.iter().any(|end| matches!(end, End::Stop { reboot: true, .. }))
+    }
+
     /// Whether something in it can break a snapshot.
     pub fn may_break(&self) -> bool {
         let faulty = |op: &Op| match op {
@@ -266,6 +273,7 @@ impl Plan {
         };
         let faulty = self.actors.iter().flat_map(|actor| &actor.ops).any(|(_, op)| faulty(op));
         faulty
+            || self.may_lose_memory()
             || self.shape.cache_scarce
             || self.shape.longest_save_ns < PATIENT_NS
             || self.power_loss.iter().any(Option::is_some)

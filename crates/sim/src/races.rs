@@ -76,6 +76,8 @@ races! {
     CrashInDelete = "daemon killed in delete",
     CrashInRelease = "daemon killed in release",
     PowerLost = "machine stopped: snapshots reported broken",
+    MemoryLost = "originals in memory lost with the machine's stop: snapshot broken",
+    MemoryLostElsewhere = "originals in memory lost with the machine's stop: snapshot stands, it needs none of them",
     CleanStop = "clean stop and start, with or without reboot",
     MoverKilled = "mover killed",
     FellBehind = "mover fell behind the ring of publications: the whole map is looked at again",
@@ -234,7 +236,10 @@ impl Races {
                 BrokenReason::CacheFull => state.reach(Race::CacheFull),
                 BrokenReason::MapFull => state.reach(Race::MapFull),
                 BrokenReason::SaveFailed => state.reach(Race::SaveFailed),
-                BrokenReason::PowerLost | BrokenReason::BaseChanged | BrokenReason::Damaged => {}
+                BrokenReason::PowerLost
+                | BrokenReason::BaseChanged
+                | BrokenReason::Damaged
+                | BrokenReason::MemoryLost => {}
             },
             Event::MarkLost { id } => {
                 state.reach(Race::MarkLost);

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tzero_block::{Action, ByteRange};
-use tzero_engine::{Planted, Recovered, SnapshotInfo, SnapshotState, Volume, VolumeOptions};
+use tzero_engine::{CacheOptions, FirstTier, Planted, Recovered, SnapshotInfo, SnapshotState, Volume, VolumeOptions};
 use tzero_io::Notify;
 use tzero_originals::{BrokenReason, Components, OnFull, RangeSet, SnapshotId};
 
 use crate::contents::{Cells, Version};
 use crate::disk::{DiskOptions, Row};
-use crate::executor::{Process, die, fail, is_dead, note, spawn, spawn_joined};
+use crate::executor::{Process, die, draw, fail, is_dead, note, spawn, spawn_joined};
 use crate::mover::Copy;
 use crate::oracle::{Oracle, Standing};
 use crate::plan::{MOST_COMPONENTS, Plan, Shape};
@@ -122,6 +122,10 @@ pub struct Scene {
     power_lost: Cell<bool>,
     /// A daemon has served since the last clean stop.
     served: Cell<bool>,
+    /// Stretches of the cache whose contents went with the machine's memory, until a daemon has taken that in.
+    lost: RefCell<Vec<ByteRange>>,
+    /// There is no memory for originals since the machine's last start.
+    withheld: Cell<bool>,
 }
 
 impl Scene {
@@ -163,6 +167,8 @@ impl Scene {
             news: Notify::default(),
             power_lost: Cell::new(false),
             served: Cell::new(false),
+            lost: RefCell::default(),
+            withheld: Cell::new(false),
             plan,
         })
     }
@@ -335,7 +341,8 @@ impl Scene {
             close_synced: Arc::clone(&self.close_synced),
             longest_save: self.plan.shape.longest_save_ns,
         };
-        let Shape { grain, components, .. } = &self.plan.shape;
+        let Shape { grain, components, tiers, .. } = &self.plan.shape;
+        let memory = if tiers.len() > 1 { tiers[0] } else { 0 };
         let options = VolumeOptions {
             name: "volume".into(),
             id: VOLUME_ID,
@@ -344,6 +351,10 @@ impl Scene {
             boot_id: [self.boot.get(); 16],
             base_changed: false,
             map_shape: self.plan.shape.map,
+            cache: CacheOptions {
+                first_tier: FirstTier { bytes: memory, withheld: self.withheld.get() },
+                lost: self.lost.borrow().clone(),
+            },
         };
         let (base, cache) = (self.base.open(process), self.cache.open(process));
         let storage = self.directory.open(process);
@@ -381,6 +392,11 @@ impl Scene {
             if broken && !self.plan.may_break() {
                 fail(format!("snapshot {number} is broken after a restart without a reason: {:?}", info.state));
             }
+            if matches!(info.state, SnapshotState::Broken { reason: BrokenReason::MemoryLost, .. }) {
+                self.races.reach(Race::MemoryLost);
+            } else if !broken && !self.lost.borrow().is_empty() {
+                self.races.reach(Race::MemoryLostElsewhere);
+            }
             if !broken && self.power_lost.get() && !self.close_synced.load(Ordering::Relaxed) {
                 fail(format!("snapshot {number} is live after the power was lost"));
             }
@@ -402,6 +418,7 @@ impl Scene {
         if recovered.damaged > 0 {
             fail(format!("{} entries of the map were damaged by a death of the process", recovered.damaged));
         }
+        self.lost.borrow_mut().clear();
         self.served.set(true);
         self.close_synced.store(false, Ordering::Relaxed);
         self.oracle.recovered(&found, self.power_lost.take());
@@ -424,6 +441,21 @@ impl Scene {
         drop(daemon);
         self.stopping.set(false);
         self.announce();
+    }
+
+    /// The machine started anew after a clean stop: what the first tier held is gone, but for what had been put by.
+    pub fn reboot(&self) {
+        self.boot.set(self.boot.get() + 1);
+        let Shape { tiers, memory_loss, grain, .. } = &self.plan.shape;
+        let [memory, _] = tiers[..] else { return };
+        self.withheld.set(draw(|random| random.chance(10)));
+        let slots = ByteRange::new(0, memory).pieces(u64::from(*grain));
+        let lost: Vec<ByteRange> =
+            slots.filter(|_| self.withheld.get() || draw(|random| random.chance(*memory_loss))).collect();
+        for slot in &lost {
+            self.cache.fill(slot.start(), &vec![0xEE; slot.len() as usize]);
+        }
+        self.lost.borrow_mut().extend(lost);
     }
 
     /// The machine stopped, too, and with it every mover. Snapshots are lost with it if the daemon had served since the last clean stop.

@@ -122,7 +122,7 @@ impl<'a, E: Iterator<Item = (End, &'a Option<Loss>)>> Lives<'a, E> {
         if clean {
             scene.races.reach(Race::CleanStop);
             if matches!(end, Some((End::Stop { reboot: true, .. }, _))) {
-                scene.boot.set(scene.boot.get() + 1);
+                scene.reboot();
             }
         }
         scene.down();

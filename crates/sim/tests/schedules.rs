@@ -103,4 +103,5 @@ caught! {
     retained_makes_room_is_caught: RetainedMakesRoom,
     unit_ignored_is_caught: UnitIgnored,
     clean_stop_before_sync_is_caught: CleanStopBeforeSync,
+    lost_forgotten_is_caught: LostForgotten,
 }

@@ -18,7 +18,7 @@ use tzero_block::{ByteRange, FileDevice, Mode};
 use tzero_copy::BackupSource;
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage, descriptors};
 use tzero_originals::{
-    BrokenReason, Epoch, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, Payload, RangeSet, Record,
+    BrokenReason, Epoch, FirstTier, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, Payload, RangeSet, Record,
     RecordState, Sequence, SnapshotId, SnapshotTable,
 };
 
@@ -103,7 +103,15 @@ impl Daemon {
         File::create(path("originals")).unwrap();
         let device = FileDevice::open(&path("originals"), Mode { direct: false, writable: true }).unwrap();
         let grains = Grains::new(GRAIN as u32, t0.len() as u64).unwrap();
-        let cache = OriginalCache::open(map, vec![], vec![], device.growing_to(1 << 30), grains, |_, _, _, _| true);
+        let cache = OriginalCache::open(
+            map,
+            vec![],
+            vec![],
+            device.growing_to(1 << 30),
+            grains,
+            FirstTier::default(),
+            |_, _, _, _| true,
+        );
         let socket = path("mover.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let daemon = Arc::new(Self {

@@ -10,7 +10,7 @@ use tzero_block::MemoryDevice;
 use tzero_io::{Directory, MappedFile, Storage};
 
 use super::*;
-use crate::cache::OriginalCache;
+use crate::cache::{FirstTier, OriginalCache};
 use crate::components::Components;
 use crate::map::MapShape;
 use crate::table::{OnFull, Originals, Record};
@@ -85,8 +85,16 @@ impl Written {
         let map = storage.open("map", SHAPE.len()).unwrap();
         let map = ModifiedMap::create_or_open_shaped(map, GRAIN, [1; 16], &Components::one(), SHAPE).unwrap();
         let grains = Grains::new(GRAIN, SIZE).unwrap();
-        let cache =
-            OriginalCache::open(map, vec![], vec![], MemoryDevice::new(512), grains, |_, _, _, _| true).unwrap();
+        let cache = OriginalCache::open(
+            map,
+            vec![],
+            vec![],
+            MemoryDevice::new(512),
+            grains,
+            FirstTier::default(),
+            |_, _, _, _| true,
+        )
+        .unwrap();
         Self { directory, cache }
     }
 

@@ -61,6 +61,7 @@ fn shape(random: &mut Random, rows: &mut Random) -> Shape {
         components: if rows.chance(40) { row(rows, grain, size, MOST_COMPONENTS) } else { vec![size] },
         tiers: if rows.chance(40) { row(rows, grain, slots * grain, 2) } else { vec![slots * grain] },
         cache_scarce: scarce,
+        memory_loss: *rows.pick(&[0, 1, 5, 30, 100]),
         filled: *random.pick(&[0, 8, 12, 16, 16, 16]),
         base_latency: latency(random),
         cache_latency: latency(random),
