@@ -246,7 +246,6 @@ fn flags_that_do_not_exist() {
         "frobnicate",
         "volume",
         "volume add",
-        "volume add v /b --memory-limit 1M",
         "volume add v /b --durability power",
         "volume resize v 1G",
         "volume rebase v /b",

@@ -215,6 +215,10 @@ pub struct Begun {
     pub components: Vec<Component>,
     /// What the original cache is made of, in order: an offset in the map counts from the first one's beginning.
     pub tiers: Vec<Tier>,
+    /// The snapshot's view, as an export of the daemon's own: where the mover cannot have the base or the cache, it reads this instead. The
+    /// name is a secret, and means nothing once the session is over.
+    #[serde(default)]
+    pub view: Option<String>,
     /// What it has released so far. A daemon that does not say leaves that unknown, which is not the same as nothing.
     #[serde(default)]
     pub released: Option<ReleasedPage>,
@@ -269,6 +273,10 @@ pub struct Tier {
 pub enum Access {
     /// Through a descriptor that came with [`Reply::Begun`].
     Descriptor,
+    /// By a connection of its own to this export, read-only: its server says that connections see each other's changes.
+    Export(String),
+    /// Not at all: [`Begun::view`] is read instead.
+    Nothing,
 }
 
 /// How many descriptors come before those of components and tiers: the modified map and the snapshot table.

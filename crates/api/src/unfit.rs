@@ -37,12 +37,17 @@ pub enum Unfit {
     /// What this version does not do.
     #[error("durability `power` is not in this version: leave it out")]
     Power,
-    /// Neither is the limit.
-    #[error("originals in memory are not in this version: leave the memory limit out")]
-    Memory,
-    /// An export where only files and devices can be.
-    #[error("{0} is an export, which this version does not use here: name a file or a block device")]
-    Export(String),
+    /// No original has room in memory.
+    #[error("the memory limit {limit} leaves no room for originals: give at least one grain ({grain})")]
+    NoMemory {
+        /// What was asked for.
+        limit: Size,
+        /// What one original takes.
+        grain: Size,
+    },
+    /// Memory does not survive what the snapshots are to survive.
+    #[error("originals in memory do not survive a loss of power: leave the memory limit out, or the durability")]
+    PowerInMemory,
 }
 
 impl AddVolume {
@@ -69,16 +74,15 @@ impl AddVolume {
                 return Err(Unfit::Size(size));
             }
         }
-        if self.durability == Durability::Power {
-            return Err(Unfit::Power);
+        if let Some(limit) = self.memory_limit.filter(|limit| *limit < grain) {
+            return Err(Unfit::NoMemory { limit, grain });
         }
-        if self.memory_limit.is_some() {
-            return Err(Unfit::Memory);
+        if self.durability == Durability::Power {
+            return Err(if self.memory_limit.is_some() { Unfit::PowerInMemory } else { Unfit::Power });
         }
         self.bases.iter().chain(&self.cache_dir).try_for_each(|place| match place {
-            Place::Export(uri) => Err(Unfit::Export(uri.clone())),
             Place::Path(path) if path.is_relative() => Err(Unfit::Relative(path.clone())),
-            Place::Path(_) => Ok(()),
+            Place::Path(_) | Place::Export(_) => Ok(()),
         })
     }
 }
@@ -109,6 +113,11 @@ mod tests {
         assert_eq!(based(&[]).check(), Err(Unfit::Bases(0)));
         assert_eq!(based(&["/a"; MOST_COMPONENTS + 1]).check(), Err(Unfit::Bases(MOST_COMPONENTS + 1)));
         assert_eq!(AddVolume { cache_dir: Some("".into()), ..good.clone() }.check(), Err(Unfit::Relative("".into())));
+        let remembering = |limit| AddVolume { memory_limit: Some(Size(limit)), ..good.clone() };
+        assert!(matches!(remembering(4095).check(), Err(Unfit::NoMemory { .. })));
+        assert_eq!(remembering(1 << 20).check(), Ok(()));
+        let power = AddVolume { durability: Durability::Power, ..remembering(1 << 20) };
+        assert_eq!(power.check(), Err(Unfit::PowerInMemory));
         let sized = |bases, size| AddVolume { size: Some(Size(size)), ..based(bases) }.check();
         assert_eq!(sized(&["/a", "/b"], 512), Err(Unfit::SizeOfSeveral(2)));
         assert_eq!(

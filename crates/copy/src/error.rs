@@ -103,6 +103,11 @@ pub enum ModeFault {
         "an outboard copy needs a snapshot that keeps its originals, and this one releases them; leave out --mode, or copy the volume"
     )]
     Releases,
+    /// An outboard copy of a base that only its daemon can read.
+    #[error(
+        "an outboard copy reads the base itself, and this one is at a server that shows no other connection what the daemon has written; leave out --mode"
+    )]
+    View,
 }
 
 impl fmt::Display for ResumeFault {
@@ -148,6 +153,13 @@ pub enum DaemonFault {
     },
     /// The files that it handed over cannot be used.
     Files(io::Error),
+    /// An export that it named cannot be used.
+    Export {
+        /// Which.
+        uri: String,
+        /// Why.
+        source: tzero_nbd::ClientError,
+    },
     /// The original cache that it handed over cannot be used.
     Originals(tzero_originals::OpenError),
     /// The daemon said no; the message is its own sentence.
@@ -163,7 +175,7 @@ impl DaemonFault {
     /// Whether the same session may be taken up again later. A daemon that is stopping refuses too.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::Lost(_) | Self::Silent => true,
+            Self::Unreachable(_) | Self::Lost(_) | Self::Silent | Self::Export { .. } => true,
             Self::Refused { code, .. } => matches!(code, FailureCode::Busy | FailureCode::Failed),
             Self::Protocol | Self::Version(_) | Self::Cut { .. } | Self::Files(_) | Self::Originals(_) => false,
         }
@@ -186,6 +198,9 @@ impl fmt::Display for DaemonFault {
                 "its base was cut to {has} bytes and had {needs} at time zero; give it that size again, or restore it from a copy"
             ),
             Self::Files(source) => write!(f, "what the daemon handed over cannot be used ({source})"),
+            Self::Export { uri, source } => {
+                write!(f, "the export {uri} that its bytes are on cannot be used ({source})")
+            }
             Self::Originals(source) => write!(f, "the original cache cannot be used ({source})"),
             Self::Refused { message, .. } => f.write_str(message),
         }

@@ -23,6 +23,7 @@ use tzero_originals::{CaughtUp, Epoch, OriginalsReader, Sequence, SnapshotId, Sn
 use crate::digests::CHUNK;
 use crate::error::{DaemonFault, SourceFault};
 use crate::hurry::Hurry;
+use crate::manifest::Transport;
 use crate::released::Released;
 use crate::scope::{InvalidScope, Scope};
 
@@ -126,6 +127,7 @@ pub(crate) struct SnapshotSource {
     retained: bool,
     /// It has: the last original that it retains.
     ended: Option<u64>,
+    transport: Transport,
 }
 
 impl SnapshotSource {
@@ -133,8 +135,12 @@ impl SnapshotSource {
     ///
     /// # Errors
     /// When it is not what it should be.
-    pub(crate) fn open(begun: &Begun, descriptors: Vec<OwnedFd>, released: Released) -> Result<Self, DaemonFault> {
-        let devices = devices::open(begun, descriptors)?;
+    pub(crate) async fn open(
+        begun: &Begun,
+        descriptors: Vec<OwnedFd>,
+        released: Released,
+    ) -> Result<Self, DaemonFault> {
+        let devices = devices::open(begun, descriptors).await?;
         let originals = OriginalsReader::open(devices.map, devices.table, devices.cache, begun.size)
             .map_err(DaemonFault::Originals)?;
         let id = SnapshotId::parse(&begun.snapshot_id).ok_or(DaemonFault::Protocol)?;
@@ -153,11 +159,16 @@ impl SnapshotSource {
         }
         let hurry = Hurry::default();
         let (size, base) = (begun.size, Arc::new(devices.base));
-        Ok(Self { base, originals, snapshot, size, scope, released, hurry, retained: false, ended: begun.ended })
+        let (transport, ended) = (devices.transport, begun.ended);
+        Ok(Self { base, originals, snapshot, size, scope, released, hurry, retained: false, ended, transport })
     }
 
     /// Lays originals over what the base gave.
     async fn overlay(&mut self, mut parts: Vec<Part>) -> Settled {
+        if self.transport == Transport::View {
+            // The daemon has reconciled them.
+            return Ok((parts, 0));
+        }
         let snapshot = self.snapshot;
         let whole = parts.first().map_or(ByteRange::new(0, 0), |(range, _)| *range);
         let originals = self.originals.catch_up().await.map_err(|error| (whole, SourceFault::Snapshot(error)))?;
@@ -231,6 +242,11 @@ impl SnapshotSource {
     /// The one file or device that the base is, to be copied by the kernel.
     pub(crate) fn base_file(&self) -> Option<&File> {
         self.base_files().next().filter(|_| self.base.components().len() == 1)
+    }
+
+    /// How its bytes come here. Through a view nothing but T0 can be had: no base without regard to updates.
+    pub(crate) fn transport(&self) -> Transport {
+        self.transport
     }
 
     /// The files and devices that the base is made of, to tell what they are.

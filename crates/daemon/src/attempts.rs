@@ -103,8 +103,9 @@ impl Volumes {
                 }
                 let record = record.as_deref().expect("it was read").clone();
                 let (places, direct) = (record.places(), record.direct);
+                let threads = Arc::clone(&self.threads);
                 let base = off_thread(move || {
-                    let base = OpenBase::open(&places, direct, patience)?;
+                    let base = OpenBase::open(&threads, &places, direct, patience)?;
                     base::refuse_in_use_through(&base).map(|()| base)
                 })
                 .await?;

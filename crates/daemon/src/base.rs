@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tzero_api::Place;
@@ -13,6 +14,8 @@ use crate::directory::linger;
 use crate::held::Held;
 use crate::identity::{BaseIdentity, CleanStop};
 use crate::loops;
+use crate::remote::{Purpose, Remote, RemoteError};
+use crate::threads::DataThreads;
 
 /// Bases are made of whole sectors of this many bytes.
 const SECTOR: u64 = 512;
@@ -29,17 +32,54 @@ pub(crate) struct OpenBase {
 #[derive(Debug)]
 pub(crate) struct Component {
     /// As it was given.
-    pub(crate) path: PathBuf,
-    pub(crate) file: File,
+    pub(crate) place: Place,
+    pub(crate) medium: Medium,
     pub(crate) identity: BaseIdentity,
+}
+
+/// What a component is.
+#[derive(Debug)]
+pub(crate) enum Medium {
+    /// A file or block device of this machine, locked.
+    File(File),
+    /// An export, which cannot be locked.
+    Export(Remote),
+}
+
+impl Component {
+    /// Where it is and the open file, of a file or block device.
+    pub(crate) fn local(&self) -> Option<(&Path, &File)> {
+        match (&self.place, &self.medium) {
+            (Place::Path(path), Medium::File(file)) => Some((path, file)),
+            _ => None,
+        }
+    }
+
+    /// The export, where it is one.
+    pub(crate) fn remote(&self) -> Option<&Remote> {
+        match &self.medium {
+            Medium::File(_) => None,
+            Medium::Export(remote) => Some(remote),
+        }
+    }
+
+    /// How often its server may have lost changes that it had acknowledged.
+    pub(crate) fn losses(&self) -> u64 {
+        self.remote().map_or(0, |remote| remote.device().losses())
+    }
 }
 
 impl OpenBase {
     /// Opens, checks and locks what is at these places. Blocking.
-    pub(crate) fn open(places: &[Place], direct: bool, patience: Patience) -> Result<Self, BaseError> {
+    pub(crate) fn open(
+        threads: &Arc<DataThreads>,
+        places: &[Place],
+        direct: bool,
+        patience: Patience,
+    ) -> Result<Self, BaseError> {
         let component = |place: &Place| match place {
             Place::Path(path) => open(path, direct, patience),
-            Place::Export(uri) => Err(BaseError::Export(uri.clone())),
+            Place::Export(uri) => open_export(threads, uri),
         };
         Ok(Self { components: places.iter().map(component).collect::<Result<_, _>>()? })
     }
@@ -52,8 +92,11 @@ impl OpenBase {
     /// What it looks like now. Blocking.
     pub(crate) fn look(&self) -> Result<CleanStop, BaseError> {
         let look = |component: &Component| {
-            CleanStop::of_component(&component.file, component.identity.size())
-                .map_err(|source| BaseError::Unopenable { path: component.path.clone(), source })
+            let looked = match &component.medium {
+                Medium::File(file) => CleanStop::of_component(file, component.identity.size()),
+                Medium::Export(remote) => CleanStop::of_export(remote),
+            };
+            looked.map_err(|source| BaseError::Unlooked { place: component.place.clone(), source })
         };
         Ok(CleanStop::of(self.components.iter().map(look).collect::<Result<_, _>>()?))
     }
@@ -82,8 +125,12 @@ pub(crate) enum BaseError {
     Unaligned { path: PathBuf, size: u64 },
     #[error("the base {} is locked by another process: stop what serves or restores it", .0.display())]
     Locked(PathBuf),
-    #[error("the base {0} is an export, which this version does not use: use the version that added it")]
-    Export(String),
+    #[error("the base {place} cannot be looked at: {source}")]
+    Unlooked { place: Place, source: io::Error },
+    #[error("the base cannot be used: {0}")]
+    Export(#[from] RemoteError),
+    #[error("the base {uri} is {size} bytes long, which is no multiple of {SECTOR}, or nothing: choose another export")]
+    ExportSize { uri: String, size: u64 },
 }
 
 /// Whether to wait for what a killed daemon's last requests still hold.
@@ -140,7 +187,18 @@ fn open(path: &Path, direct: bool, patience: Patience) -> Result<Component, Base
         LockError::Held => BaseError::Locked(path.into()),
         LockError::Failed(source) => unopenable(source),
     })?;
-    Ok(Component { path: path.into(), file, identity })
+    Ok(Component { place: Place::Path(path.into()), medium: Medium::File(file), identity })
+}
+
+/// Connects to an export. Blocking.
+fn open_export(threads: &Arc<DataThreads>, uri: &str) -> Result<Component, BaseError> {
+    let remote = Remote::open(threads, uri, Purpose::Base)?;
+    let size = remote.size();
+    if size == 0 || !size.is_multiple_of(SECTOR) {
+        return Err(BaseError::ExportSize { uri: uri.into(), size });
+    }
+    let identity = BaseIdentity::Export { uri: remote.device().uri().to_string(), size };
+    Ok(Component { place: Place::Export(uri.into()), medium: Medium::Export(remote), identity })
 }
 
 fn writable(flags: i32) -> OpenOptions {
@@ -152,8 +210,9 @@ fn writable(flags: i32) -> OpenOptions {
 /// Refuses a base whose bytes somebody uses through a loop device: a host and a mounted file system, say, would overwrite each other.
 /// Blocking.
 pub(crate) fn refuse_in_use_through(base: &OpenBase) -> Result<(), BaseError> {
-    base.components.iter().try_for_each(|component| match loops::in_use_over(&component.file) {
-        Some(device) => Err(BaseError::InUseThrough { path: component.path.clone(), device }),
+    let locals = base.components.iter().filter_map(Component::local);
+    locals.into_iter().try_for_each(|(path, file)| match loops::in_use_over(file) {
+        Some(device) => Err(BaseError::InUseThrough { path: path.into(), device }),
         None => Ok(()),
     })
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use tzero_io::LockError;
 
 use crate::base::{self, Patience};
+use crate::claim::ExportFault;
 use crate::held::open_file;
 
 /// Why a cache cannot be had.
@@ -17,6 +18,24 @@ pub(crate) enum CacheFault {
     Locked,
     /// The system refuses.
     Io(io::Error),
+    /// The export that it is on cannot be used.
+    Export(ExportFault),
+}
+
+impl From<ExportFault> for CacheFault {
+    fn from(fault: ExportFault) -> Self {
+        Self::Export(fault)
+    }
+}
+
+impl std::fmt::Display for CacheFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Locked => f.write_str("another process has it"),
+            Self::Io(source) => source.fmt(f),
+            Self::Export(source) => source.fmt(f),
+        }
+    }
 }
 
 impl From<io::Error> for CacheFault {
@@ -54,7 +73,7 @@ pub(crate) fn nameless(directory: &Path) -> io::Result<File> {
 }
 
 /// Requests of a killed daemon must not land in slots that this one uses again.
-fn lock(file: &File, patience: Patience) -> Result<(), CacheFault> {
+pub(crate) fn lock(file: &File, patience: Patience) -> Result<(), CacheFault> {
     base::lock(file, patience).map_err(|error| match error {
         LockError::Held => CacheFault::Locked,
         LockError::Failed(source) => CacheFault::Io(source),

@@ -176,10 +176,17 @@ async fn create_snapshot(State(daemon): Shared, Parts(name): Parts<String>, body
     let scope = scope.map(|parts| scope::ranges(parts, engine.size())).transpose()?;
     let path = SnapshotPath { volume: volume.name.clone(), snapshot: request.name };
     let snapshot = path.snapshot.clone();
+    let before = volume.losses();
     let created = daemon
         .threads
         .run(move || async move { engine.create_snapshot_of(snapshot.as_str(), kind, scope.as_deref()).await });
     let info = created.await.map_err(|_| Refusal::Stopping)?.map_err(|error| refuse(&path, error))?;
+    if let Err(refusal) = volume.settle(&daemon.threads, info.id, before).await {
+        // Nobody is told of a snapshot that may be wrong.
+        let (engine, id) = (Arc::clone(&volume.serving()?.engine), info.id);
+        let _ = daemon.threads.run(move || async move { engine.delete_snapshot(id).await }).await;
+        return Err(refusal);
+    }
     let copied = Arc::clone(&volume);
     off_thread(move || copied.copy_snapshots()).await;
     tracing::info!(snapshot = %path, pause_us = info.pause_ns / 1000, "created");

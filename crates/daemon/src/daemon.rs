@@ -13,7 +13,6 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
@@ -114,7 +113,6 @@ pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> Result<(), ServeErr
         threads: Arc::clone(&threads),
         volumes: Arc::new(volumes),
         notices: opening::place_notice("state directory", state.paths().root()).into_iter().collect(),
-        listening: OnceLock::new(),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let served = runtime.block_on(run(&daemon, options, &signals, ready));
@@ -151,7 +149,8 @@ async fn run(
     if let Some(answering) = answering {
         answering.abort();
     }
-    let listening = daemon.listening.get().map(|addresses| listener::socket_paths(addresses)).unwrap_or_default();
+    let listening =
+        daemon.volumes.listening.get().map(|addresses| listener::socket_paths(addresses)).unwrap_or_default();
     for socket in listening.into_iter().chain([daemon.paths.control_socket(), daemon.paths.mover_socket()]) {
         // A stale socket is removed at the next start.
         let _ = fs::remove_file(socket);
@@ -172,7 +171,7 @@ async fn start(
     for address in wanted(options, &daemon.paths) {
         listening.push(listener::listen(&address, &daemon.threads, server).await?);
     }
-    let _ = daemon.listening.set(listening);
+    let _ = daemon.volumes.listening.set(listening);
     tokio::spawn(shrinking::watch(Arc::clone(&daemon.volumes)));
     let answering = tokio::spawn(control::serve(control, Arc::clone(daemon)));
     tracing::info!(state = %daemon.paths.root().display(), nbd = ?daemon.addresses(), "ready");

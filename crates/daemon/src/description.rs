@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use tzero_api::control::{self, Basis, TierKind, VolumeState};
+use tzero_api::control::{self, Basis, VolumeState};
 use tzero_api::{Place, sentence};
 use tzero_engine::{SnapshotInfo, SnapshotState};
 use tzero_io::system;
@@ -12,21 +12,21 @@ use crate::filling::{Rates, full_in};
 use crate::identity::BaseIdentity;
 use crate::record::{BaseRecord, VolumeRecord};
 use crate::refusal::Refusal;
-use crate::volume::{Condition, Serving, Volume, broken};
+use crate::volume::{Condition, Volume, broken};
 use crate::words;
 
 impl Volume {
     /// When the cache will be full.
     pub(crate) fn forecast(&self) -> Result<control::Forecast, Refusal> {
         let serving = self.serving()?;
-        let pressure = serving.engine.pressure();
-        let Rates { saved, changed } = serving.filling.rates(system::monotonic_ns(), pressure.used);
+        let used = serving.engine.statistics().originals;
+        let Rates { saved, changed } = serving.filling.rates(system::monotonic_ns(), used.bytes);
         let is_live = |info: &SnapshotInfo| info.state == SnapshotState::Live;
         let (rate, basis) = match serving.engine.snapshots().iter().any(is_live) {
             true => (saved, Basis::Saved),
             false => (changed, Basis::Changed),
         };
-        let room = serving.room(pressure.limit.saturating_sub(pressure.used), pressure.used);
+        let room = serving.tiers.room(used);
         Ok(control::Forecast {
             id: self.id(),
             volume: self.name.clone(),
@@ -51,7 +51,7 @@ impl Volume {
             grain: record.map_or(0, |record| record.grain),
             direct: record.is_some_and(|record| record.direct),
             generation: record.map_or(0, |record| record.generation),
-            cache: record.map(|record| self.directory.cache(record)).unwrap_or_default().into(),
+            cache: record.map(|record| self.directory.cache(record)).unwrap_or(Place::Path(PathBuf::new())),
             cache_used: 0,
             cache_file: 0,
             cache_limit: record.and_then(|record| record.cache_limit),
@@ -75,9 +75,10 @@ impl Volume {
                     Err(lost) => described.reason = Some(sentence(lost)),
                 }
                 described.size = serving.engine.size();
-                described.cache_used = serving.engine.pressure().used;
-                described.cache_file = serving.cache_file();
-                described.tiers = serving.tiers(record.and_then(|record| record.cache_limit));
+                let used = serving.engine.statistics().originals;
+                described.cache_used = used.bytes;
+                described.cache_file = serving.tiers.on_disk();
+                described.tiers = serving.tiers.describe(used);
                 let forecast = self.forecast().ok().filter(|forecast| forecast.basis == Basis::Saved);
                 described.full_in_seconds = forecast.and_then(|forecast| forecast.full_in_seconds);
                 described.notices.clone_from(&serving.notices);
@@ -137,26 +138,4 @@ fn components(record: &VolumeRecord) -> Vec<control::Component> {
         control::Component { unit, place: base.place.clone(), offset: offset - size, size }
     };
     (0..).zip(&record.bases).map(component).collect()
-}
-
-impl Serving {
-    /// Where originals are kept.
-    fn tiers(&self, limit: Option<u64>) -> Vec<control::Tier> {
-        let used = self.engine.pressure().used;
-        vec![control::Tier { kind: TierKind::Disk, place: self.cache.clone().into(), used, limit }]
-    }
-
-    /// Bytes that the cache's file takes on disk.
-    fn cache_file(&self) -> u64 {
-        use std::os::unix::fs::MetadataExt;
-        std::fs::metadata(&self.cache).map_or(0, |file| file.blocks() * 512)
-    }
-
-    /// How much more the cache takes with so much left of its limit: the file system may have less.
-    fn room(&self, left: u64, used: u64) -> u64 {
-        // What the file has and nobody uses is used again.
-        let reusable = self.cache_file().saturating_sub(used);
-        let free = system::free_space(&self.cache).map_or(u64::MAX, |free| free.saturating_add(reusable));
-        left.min(free)
-    }
 }

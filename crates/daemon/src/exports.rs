@@ -51,6 +51,9 @@ impl Exports for Offered {
         if self.0.stopping.load(Ordering::Acquire) {
             return Err(ExportError::ShuttingDown);
         }
+        if let Some(session) = self.open_shown(name) {
+            return session;
+        }
         let (volume, snapshot) = match name.split_once('@') {
             Some((volume, snapshot)) => (volume, Some(snapshot)),
             None => (name, None),
@@ -75,6 +78,20 @@ impl Exports for Offered {
                 Ok(Session { kind: Kind::View(view), counted: None, _used: used })
             })
             .ok_or(ExportError::Unknown)?
+    }
+}
+
+impl Offered {
+    /// A view that one mover was told of; `None` where the name is none.
+    fn open_shown(&self, name: &str) -> Option<Result<Session, ExportError>> {
+        let (volume, id) = self.0.shown().get(name).cloned()?;
+        let opened = self.0.with(volume.as_str(), |volume| {
+            let serving = volume.whole().map_err(|_| ExportError::Unknown)?;
+            let info = serving.engine.snapshot_by_id(id).ok_or(ExportError::Unknown)?;
+            let view = serving.engine.view(&info.name).map_err(|_| ExportError::Unknown)?;
+            Ok(Session { kind: Kind::View(view), counted: None, _used: volume.used(Some(id)) })
+        });
+        Some(opened.unwrap_or(Err(ExportError::Unknown)))
     }
 }
 

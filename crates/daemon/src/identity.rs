@@ -16,11 +16,13 @@ use tzero_io::system;
 use crate::device_name;
 use crate::file_identity::FileIdentity;
 use crate::held::open_file;
+use crate::remote::Remote;
 
 /// Places that are sampled, spread evenly from the first byte to the last.
 const SAMPLES: u64 = 64;
 /// Bytes of a sample.
 const SAMPLE: u64 = 4096;
+const SECTOR: u64 = 512;
 
 /// What makes a base this base and no other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +46,8 @@ pub(crate) enum BaseIdentity {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         backing: Option<Backing>,
     },
+    /// An export of an NBD server. It has no identity but where it is: the protocol tells of none.
+    Export { uri: String, size: u64 },
 }
 
 /// What a loop device is made of.
@@ -113,7 +117,7 @@ impl BaseIdentity {
 
     pub(crate) fn size(&self) -> u64 {
         match self {
-            Self::File { size, .. } | Self::Device { size, .. } => *size,
+            Self::File { size, .. } | Self::Device { size, .. } | Self::Export { size, .. } => *size,
         }
     }
 
@@ -129,6 +133,7 @@ impl BaseIdentity {
                 (file.device, file.inode) == (other.device, other.inode)
             }
             (Self::Device { number, .. }, Self::Device { number: other, .. }) => number == other,
+            (Self::Export { uri, .. }, Self::Export { uri: other, .. }) => uri == other,
             _ => false,
         }
     }
@@ -145,6 +150,7 @@ impl BaseIdentity {
                 (_, (Some(backing), Some(other))) => same(backing.is_same(other), Kinship::Replaced),
                 _ => same(number == other_number, Kinship::Unknown),
             },
+            (Self::Export { uri, .. }, Self::Export { uri: other, .. }) => same(uri == other, Kinship::Stranger),
             _ => Kinship::Stranger,
         }
     }
@@ -191,7 +197,23 @@ impl CleanStop {
     pub(crate) fn of_component(base: &File, size: u64) -> io::Result<Self> {
         let metadata = base.metadata()?;
         let (modified_ns, changed_ns) = if metadata.file_type().is_block_device() { (0, 0) } else { times(&metadata) };
-        Ok(Self { modified_ns, changed_ns, samples: samples(base, size)? })
+        // The daemon's own open may want aligned memory; this one goes through the page cache.
+        let cached = File::open(format!("/proc/self/fd/{}", base.as_raw_fd()))?;
+        let samples = samples(size, |sample, offset| cached.read_exact_at(sample, offset))?;
+        Ok(Self { modified_ns, changed_ns, samples })
+    }
+
+    /// Of one component that is an export. Blocking.
+    pub(crate) fn of_export(remote: &Remote) -> io::Result<Self> {
+        let samples = samples(remote.size(), |sample, offset| {
+            // Whole sectors, as the export may want them.
+            let start = offset / SECTOR * SECTOR;
+            let skip = (offset - start) as usize;
+            let wide = (skip + sample.len()).next_multiple_of(SECTOR as usize).min((remote.size() - start) as usize);
+            sample.copy_from_slice(&remote.read(start, wide)?[skip..skip + sample.len()]);
+            Ok(())
+        })?;
+        Ok(Self { modified_ns: 0, changed_ns: 0, samples })
     }
 
     /// Of a base that lost a part while it was served: whatever it looks like at the next start, its snapshots are not right.
@@ -205,15 +227,13 @@ fn times(metadata: &Metadata) -> (i128, i128) {
     (ns(metadata.mtime(), metadata.mtime_nsec()), ns(metadata.ctime(), metadata.ctime_nsec()))
 }
 
-fn samples(base: &File, size: u64) -> io::Result<String> {
-    // The daemon's own open may want aligned memory; this one goes through the page cache.
-    let cached = File::open(format!("/proc/self/fd/{}", base.as_raw_fd()))?;
+fn samples(size: u64, read_exact_at: impl Fn(&mut [u8], u64) -> io::Result<()>) -> io::Result<String> {
     let last = size.saturating_sub(SAMPLE);
     let mut digest = blake3::Hasher::new();
     let mut sample = vec![0; SAMPLE.min(size) as usize];
     for index in 0..SAMPLES {
         let offset = (u128::from(last) * u128::from(index) / u128::from(SAMPLES - 1)) as u64;
-        cached.read_exact_at(&mut sample, offset)?;
+        read_exact_at(&mut sample, offset)?;
         digest.update(&sample);
     }
     Ok(digest.finalize().to_hex().to_string())

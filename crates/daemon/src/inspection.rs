@@ -7,7 +7,7 @@
 //! |---|---|
 //! | snapshot table | it is there, whole, of this version and this volume |
 //! | modified map | the same, and of this grain and these components |
-//! | original cache | it is the file that was made for this volume, or holds its originals; it reaches to the end of each; those that are sampled fit their checksums |
+//! | original cache | each of its tiers: it is the file that was made for this volume, or holds its originals; it reaches to the end of each; those that are sampled fit their checksums |
 //!
 //! After a loss of power no originals are compared: the snapshots are broken anyhow.
 
@@ -21,6 +21,7 @@ use tzero_io::MappedFile;
 use tzero_originals::{Components, Entry, MapError, ModifiedMap, Payload, RecordState, SnapshotTable, TableError};
 
 use crate::held::open_file;
+use crate::store::Store;
 
 /// How many originals are compared with their checksums.
 const SAMPLES: usize = 64;
@@ -44,14 +45,18 @@ impl std::fmt::Display for Wrong {
 }
 
 /// What was found.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Findings {
     pub(crate) table: Option<Wrong>,
     pub(crate) map: Option<Wrong>,
     pub(crate) cache: Option<Wrong>,
+    /// The first tier, where there is one.
+    pub(crate) memory: Option<Wrong>,
+    /// The originals that should be in it, where what the map says is trusted.
+    pub(crate) in_memory: Vec<Stored>,
     /// How many snapshots are not broken; 0 where the table does not tell.
     pub(crate) standing: usize,
-    /// Where the last original ends in the cache, in bytes; unknown where the map does not tell.
+    /// Where the last original ends that is not in memory, in bytes of its file; unknown where the map does not tell.
     pub(crate) end: Option<u64>,
 }
 
@@ -63,10 +68,14 @@ pub(crate) struct Inspected<'a> {
     pub(crate) grain: u32,
     pub(crate) components: &'a Components,
     pub(crate) boot: [u8; 16],
-    /// The cache's file, where there is one.
-    pub(crate) cache: Option<&'a File>,
-    /// Whether that file is another one than was made for the volume.
+    /// What holds the originals that are not in memory, where it can be had.
+    pub(crate) cache: Option<&'a Store>,
+    /// Whether that is another one than was made for the volume.
     pub(crate) is_other_cache: bool,
+    /// The file in memory that was made for the volume, where it is there.
+    pub(crate) memory: Option<&'a File>,
+    /// How many bytes of the cache are in memory.
+    pub(crate) memory_bytes: u64,
 }
 
 impl Inspected<'_> {
@@ -105,26 +114,48 @@ impl Inspected<'_> {
                 Ok(map) => stored = map.scan().0.into_iter().filter_map(|(_, entry)| Stored::of(entry)).collect(),
             },
         }
+        let (mut in_memory, mut stored): (Vec<_>, Vec<_>) =
+            stored.into_iter().partition(|stored| stored.offset < self.memory_bytes);
+        stored.iter_mut().for_each(|stored| stored.offset -= self.memory_bytes);
         if findings.map.is_none() {
             findings.end = Some(stored.iter().map(|stored| stored.offset + u64::from(self.grain)).max().unwrap_or(0));
         }
         if !trusted {
             stored.clear();
+            in_memory.clear();
         }
         findings.cache = self.cache(&stored)?;
+        findings.memory = self.memory(&in_memory);
+        findings.in_memory = in_memory;
         Ok(findings)
+    }
+
+    /// It was told apart by its own identity already; samples tell whether it was emptied.
+    fn memory(&self, stored: &[Stored]) -> Option<Wrong> {
+        if self.memory_bytes == 0 {
+            return None;
+        }
+        let Some(memory) = self.memory else { return Some(Wrong::Missing) };
+        let step = stored.len().div_ceil(SAMPLES).max(1);
+        let holds = |stored: &Stored| stored.is_in(|bytes, offset| memory.read_exact_at(bytes, offset));
+        if stored.iter().step_by(step).all(holds) { None } else { Some(Wrong::Damaged) }
     }
 
     fn cache(&self, stored: &[Stored]) -> io::Result<Option<Wrong>> {
         let Some(cache) = self.cache else { return Ok(Some(Wrong::Missing)) };
-        let len = cache.metadata()?.len();
+        let len = cache.len()?;
         if stored.is_empty() {
-            // Nothing tells whose it is but the file itself. An empty one is nobody's.
+            // Nothing tells whose it is but the file itself. An empty one is nobody's; an export tells by its claim.
             return Ok((self.is_other_cache && len > 0).then_some(Wrong::Foreign));
         }
         let reaches = stored.iter().all(|stored| stored.offset + u64::from(stored.entry.len) <= len);
         let step = stored.len().div_ceil(SAMPLES);
-        if reaches && stored.iter().step_by(step).all(|stored| stored.is_in(cache)) {
+        if reaches
+            && stored
+                .iter()
+                .step_by(step)
+                .all(|stored| stored.is_in(|bytes, offset| cache.read_exact_at(bytes, offset)))
+        {
             return Ok(None);
         }
         Ok(Some(if self.is_other_cache { Wrong::Foreign } else { Wrong::Damaged }))
@@ -132,9 +163,11 @@ impl Inspected<'_> {
 }
 
 /// An original that has bytes in the cache.
-struct Stored {
-    offset: u64,
-    entry: Entry,
+#[derive(Debug)]
+pub(crate) struct Stored {
+    /// Where, in its tier.
+    pub(crate) offset: u64,
+    pub(crate) entry: Entry,
 }
 
 impl Stored {
@@ -143,9 +176,9 @@ impl Stored {
         Some(Self { offset, entry })
     }
 
-    fn is_in(&self, cache: &File) -> bool {
+    fn is_in(&self, read_exact_at: impl Fn(&mut [u8], u64) -> io::Result<()>) -> bool {
         let mut bytes = vec![0; self.entry.len as usize];
-        cache.read_exact_at(&mut bytes, self.offset).is_ok() && self.entry.is_payload(&bytes)
+        read_exact_at(&mut bytes, self.offset).is_ok() && self.entry.is_payload(&bytes)
     }
 }
 

@@ -11,6 +11,7 @@
 mod files;
 mod private;
 mod session;
+mod shown;
 mod trouble;
 
 use std::fs;

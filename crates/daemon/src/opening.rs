@@ -1,26 +1,28 @@
 //! Opening a volume's engine over its base, its cache and its state.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tzero_api::{Name, Place, sentence};
 use tzero_block::{Concat, FileDevice};
-use tzero_engine::{CacheOptions, OpenError, VolumeOptions};
+use tzero_engine::{OpenError, VolumeOptions};
 use tzero_io::Directory;
 use tzero_nbd::AnyDevice;
 use tzero_originals::{Components, MapError, MapShape, SnapshotId, TableError};
 
-use crate::base::{self, OpenBase, Patience};
+use crate::base::{self, Medium, OpenBase, Patience};
 use crate::cache_device::CacheDevice;
 use crate::cache_file::CacheFault;
-use crate::file_identity::FileIdentity;
+use crate::claim;
 use crate::held::Held;
 use crate::identity::{BaseIdentity, CleanStop, Difference};
 use crate::inspection::is_passing;
+use crate::memory;
 use crate::platform::{CrashPlan, Engine, Production};
-use crate::readiness::{self, NotReady, Ready};
+use crate::readiness::{self, Known, NotReady, Ready};
 use crate::record::{VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
+use crate::store::Store;
 use crate::threads::{DataThreads, off_thread};
 
 /// Room for originals where no limit was given, in bytes: more than any file system gives a file, so that the file system decides.
@@ -55,10 +57,10 @@ pub(crate) fn compare(record: &VolumeRecord, clean: Option<&CleanStop>, base: &O
         base.components.iter().zip(left)
     };
     for (component, left) in pairs() {
-        let (volume, path, size) = (record.name.clone(), component.path.clone(), component.identity.size());
+        let (volume, place, size) = (record.name.clone(), component.place.clone(), component.identity.size());
         match component.identity.difference(left, None) {
-            Some(Difference::Stranger) => return Err(Refusal::BaseIsAnother { volume, path }),
-            Some(Difference::Size) => return Err(Refusal::BaseResized { volume, path, size, left: left.size() }),
+            Some(Difference::Stranger) => return Err(Refusal::BaseIsAnother { volume, place }),
+            Some(Difference::Size) => return Err(Refusal::BaseResized { volume, place, size, left: left.size() }),
             _ => {}
         }
     }
@@ -77,6 +79,7 @@ pub(crate) fn compare(record: &VolumeRecord, clean: Option<&CleanStop>, base: &O
 
 /// Makes a volume's state ready for its engine.
 pub(crate) async fn make_ready(
+    threads: &Arc<DataThreads>,
     opening: &Opening,
     directory: &VolumeDirectory,
     record: &VolumeRecord,
@@ -85,15 +88,19 @@ pub(crate) async fn make_ready(
 ) -> Result<Ready, Refusal> {
     let (directory, record, boot, components) =
         (directory.clone(), record.clone(), opening.boot_id, components.clone());
-    let (volume, path) = (record.name.clone(), directory.cache(&record));
+    let threads = Arc::clone(threads);
+    let (volume, place) = (record.name.clone(), directory.cache(&record));
     let made = off_thread(move || {
         let id = id_bytes(&record.id);
-        let components = &components;
-        readiness::Volume { directory: &directory, record: &record, id, components, boot, patience }.make_ready()
+        let (components, threads) = (&components, &threads);
+        readiness::Volume { directory: &directory, record: &record, id, components, boot, threads, patience }
+            .make_ready()
     });
     made.await.map_err(|error| match error {
-        NotReady::Cache(CacheFault::Locked) => Refusal::CacheLocked { volume, path },
-        NotReady::Cache(CacheFault::Io(source)) => Refusal::Cache { volume, path, source },
+        NotReady::Cache(CacheFault::Locked) => Refusal::CacheLocked { volume, place },
+        NotReady::Cache(CacheFault::Io(source)) => Refusal::Cache { volume, place, source },
+        NotReady::Cache(CacheFault::Export(source)) => Refusal::CacheExport { volume, source },
+        NotReady::Memory(source) => Refusal::Memory { volume, source },
         NotReady::State(source) => Refusal::Open { volume, source: OpenError::State(source) },
     })
 }
@@ -101,8 +108,8 @@ pub(crate) async fn make_ready(
 /// What a volume was opened with.
 pub(crate) struct Found {
     pub(crate) bases: Vec<BaseIdentity>,
-    /// None where the cache is not the volume's own.
-    pub(crate) cache: Option<FileIdentity>,
+    /// What the tiers of the cache are known by.
+    pub(crate) cache: Known,
     /// The base is another than the one that was left.
     pub(crate) is_other: bool,
 }
@@ -118,11 +125,17 @@ pub(crate) fn put_on_record(
 ) -> Result<(VolumeRecord, Vec<String>), Refusal> {
     let mut notices = Vec::new();
     let is_new = record.is_new();
-    let cache = found.cache.or_else(|| record.cache.clone());
+    let Known { file, claim, memory } = found.cache;
+    let cache = file.or_else(|| record.cache.clone());
+    let claim = claim.or_else(|| record.claim.clone());
     let known = record.bases.iter().map(|base| base.identity.as_ref());
-    if record.is_old() || record.cache != cache || !known.eq(found.bases.iter().map(Some)) {
+    let memory = memory.or_else(|| record.memory.clone());
+    let is_known = known.eq(found.bases.iter().map(Some))
+        && (&record.cache, &record.claim, &record.memory) == (&cache, &claim, &memory);
+    let mut is_written = true;
+    if record.is_old() || !is_known {
         record = record.of_today();
-        record.cache = cache;
+        (record.cache, record.claim, record.memory) = (cache, claim, memory);
         for (base, identity) in record.bases.iter_mut().zip(found.bases) {
             base.identity = Some(identity);
         }
@@ -132,14 +145,19 @@ pub(crate) fn put_on_record(
             Err(error) if !is_new => {
                 tracing::warn!(volume = %record.name, "{error}");
                 notices.push(sentence(error));
+                is_written = false;
             }
             other => other?,
         }
     }
+    // From here on the file in memory is the one that counts. Left over, what was put by is only in the way.
+    if is_written && let Err(error) = memory::remove(&directory.put_by()) {
+        tracing::info!(volume = %record.name, "originals that were put by stay behind: {error}");
+    }
     if is_new {
         directory.sync_snapshots().map_err(|source| Refusal::Cache {
             volume: record.name.clone(),
-            path: directory.engine(),
+            place: Place::Path(directory.engine()),
             source,
         })?;
     }
@@ -169,13 +187,13 @@ pub(crate) async fn open_engine(
     let volume = || record.name.clone();
     let device = device_of(base, record.direct)?;
     let components = components_of(base, &record.name, record.grain)?;
-    let path: PathBuf = directory.cache(record);
-    let no_cache = |source| Refusal::Cache { volume: volume(), path: path.clone(), source };
-    let limit = match ready.no_room {
-        Some(_) => 0,
-        None => record.cache_limit.unwrap_or(UNLIMITED),
-    };
-    let cache = ready.cache.try_clone().and_then(|file| CacheDevice::new(file, limit)).map_err(no_cache)?;
+    let no_cache = |source| Refusal::Cache { volume: volume(), place: directory.cache(record), source };
+    let limit = store_limit(record, ready);
+    let memory = ready.memory.as_ref().map(|memory| (&memory.file, record.memory_bytes()));
+    // One that is withheld has its place all the same: the offsets of what follows count from its beginning.
+    let withheld = ready.options.first_tier.bytes * u64::from(ready.options.first_tier.withheld);
+    let store = ready.store.try_clone().map_err(no_cache)?;
+    let cache = CacheDevice::new(memory, withheld, store, limit).map_err(no_cache)?;
     let options = VolumeOptions {
         name: record.name.to_string(),
         id: id_bytes(&record.id),
@@ -184,7 +202,7 @@ pub(crate) async fn open_engine(
         boot_id: opening.boot_id,
         base_changed,
         map_shape: MapShape::DEFAULT,
-        cache: CacheOptions::default(),
+        cache: ready.options.clone(),
     };
     let platform = Production { crash: opening.crash.clone() };
     let storage = Directory::new(directory.engine());
@@ -202,6 +220,16 @@ pub(crate) async fn open_engine(
     Ok(engine)
 }
 
+/// Most bytes of originals that are not in memory.
+pub(crate) fn store_limit(record: &VolumeRecord, ready: &Ready) -> u64 {
+    let asked = record.cache_limit.unwrap_or(UNLIMITED);
+    match &ready.store {
+        _ if ready.no_room.is_some() => 0,
+        Store::File(_) => asked,
+        Store::Export(remote) => asked.min(claim::usable(remote.size(), record.grain)),
+    }
+}
+
 /// Where the components of a base begin.
 pub(crate) fn components_of(base: &OpenBase, volume: &Name, grain: u32) -> Result<Components, Refusal> {
     let refused = |source| Refusal::Components { volume: volume.clone(), grain, source };
@@ -211,18 +239,23 @@ pub(crate) fn components_of(base: &OpenBase, volume: &Name, grain: u32) -> Resul
 /// The components of a base in a row.
 fn device_of(base: &OpenBase, direct: bool) -> Result<Concat<AnyDevice>, Refusal> {
     let device = |component: &base::Component| {
-        let opened = component.file.try_clone().and_then(|file| FileDevice::from_file(file, direct));
-        opened
-            .map(AnyDevice::from)
-            .map_err(|source| base::BaseError::Unopenable { path: component.path.clone(), source })
+        let file = match &component.medium {
+            Medium::Export(remote) => return Ok(AnyDevice::from(Arc::clone(remote.device()))),
+            Medium::File(file) => file,
+        };
+        let opened = file.try_clone().and_then(|file| FileDevice::from_file(file, direct));
+        let unlooked = |source| base::BaseError::Unlooked { place: component.place.clone(), source };
+        opened.map(AnyDevice::from).map_err(unlooked)
     };
     let devices = base.components.iter().map(device).collect::<Result<_, _>>()?;
-    Concat::new(devices).map_err(|_| Refusal::Uneven(base.components.iter().map(|part| part.path.clone()).collect()))
+    Concat::new(devices)
+        .map_err(|_| Refusal::Uneven(base.components.iter().map(|part| part.place.to_string()).collect()))
 }
 
 /// Sets aside all state that the engine has refused, where another attempt would find the same; gives a notice. Else gives the refusal
 /// back.
 pub(crate) async fn begin_anew(
+    threads: &Arc<DataThreads>,
     opening: &Opening,
     directory: &VolumeDirectory,
     record: &VolumeRecord,
@@ -235,9 +268,11 @@ pub(crate) async fn begin_anew(
     }
     let (directory, record, boot, components) =
         (directory.clone(), record.clone(), opening.boot_id, components.clone());
+    let threads = Arc::clone(threads);
     let begun = off_thread(move || {
-        let (id, components, patience) = (id_bytes(&record.id), &components, Patience::None);
-        readiness::Volume { directory: &directory, record: &record, id, components, boot, patience }.begin_anew(&source)
+        let (id, components, threads, patience) = (id_bytes(&record.id), &components, &threads, Patience::None);
+        readiness::Volume { directory: &directory, record: &record, id, components, boot, threads, patience }
+            .begin_anew(&source)
     });
     begun.await.map_err(|source| Refusal::Open { volume, source: OpenError::State(source) })
 }

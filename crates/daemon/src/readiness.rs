@@ -8,6 +8,7 @@
 //! | snapshot table | names from the damaged one and from its copy | a new table that lists them as broken |
 //! | modified map | marked broken | the engine makes a new one |
 //! | original cache | marked broken | a new one is made and recorded |
+//! | the cache's first tier, in memory | those that need what was not put by are marked broken, by the engine | a new one is made |
 //! | the cache's directory | marked broken | no room for originals until the next start |
 //! | anything else that the engine cannot use | as with the table | all state is set aside |
 //!
@@ -18,8 +19,11 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use tzero_engine::{MAP_NAME, TABLE_NAME};
+use tzero_api::Place;
+use tzero_block::ByteRange;
+use tzero_engine::{CacheOptions, FirstTier, MAP_NAME, TABLE_NAME};
 use tzero_io::{Directory, Mapping, Storage};
 use tzero_originals::{BrokenReason, Components, RecordState, SnapshotTable};
 
@@ -28,23 +32,40 @@ use crate::cache_file::{self, CacheFault};
 use crate::file_identity::FileIdentity;
 use crate::held::read_file;
 use crate::inspection::{Findings, Inspected, Wrong, is_passing};
+use crate::memory::{self, Memory, MemoryFault, MemoryRecord};
+use crate::put_by;
 use crate::record::{VolumeDirectory, VolumeRecord};
 use crate::salvage::Salvage;
 use crate::set_aside::set_aside;
+use crate::store::Store;
+use crate::stores::{Found, Wanted};
+use crate::threads::DataThreads;
 
 /// Longest damaged snapshot table that is searched for names, in bytes; a whole one is much shorter.
 const LONGEST_TABLE: u64 = 16 << 20;
 
 /// What the engine is opened with.
 pub(crate) struct Ready {
-    /// The cache, open and locked.
-    pub(crate) cache: File,
-    /// What it is known by; none where nothing can be kept.
-    pub(crate) identity: Option<FileIdentity>,
+    /// The first tier, where there is one.
+    pub(crate) memory: Option<Memory>,
+    /// The tier after it.
+    pub(crate) store: Store,
+    /// What the engine has to know of them.
+    pub(crate) options: CacheOptions,
+    /// What they are known by from now on.
+    pub(crate) known: Known,
     /// Why nothing can be kept, where that is so.
     pub(crate) no_room: Option<Box<str>>,
     /// What the operator should know, a sentence each.
     pub(crate) notices: Vec<String>,
+}
+
+/// What the tiers are known by; what is none is not the volume's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) file: Option<FileIdentity>,
+    pub(crate) claim: Option<String>,
+    pub(crate) memory: Option<MemoryRecord>,
 }
 
 /// Why a volume's state cannot be made ready now.
@@ -52,6 +73,8 @@ pub(crate) struct Ready {
 pub(crate) enum NotReady {
     /// The cache.
     Cache(CacheFault),
+    /// Its first tier.
+    Memory(MemoryFault),
     /// A file of the state.
     State(io::Error),
 }
@@ -75,6 +98,7 @@ pub(crate) struct Volume<'a> {
     pub(crate) id: [u8; 16],
     pub(crate) components: &'a Components,
     pub(crate) boot: [u8; 16],
+    pub(crate) threads: &'a Arc<DataThreads>,
     pub(crate) patience: Patience,
 }
 
@@ -84,72 +108,195 @@ impl Volume<'_> {
     /// # Errors
     /// For what may be otherwise at the next attempt.
     pub(crate) fn make_ready(&self) -> Result<Ready, NotReady> {
-        let path = self.directory.cache(self.record);
-        if self.record.is_new() {
-            // It was never served. A file that is there is what an earlier attempt has made, or not ours.
-            let cache = match cache_file::open(&path, self.patience)? {
-                Some(file) if file.metadata()?.len() == 0 => file,
-                found => {
-                    drop(found);
-                    set_aside(&path)?;
-                    cache_file::create(&path)?
-                }
-            };
-            return Self::with(cache, Vec::new());
-        }
-        let (found, is_unusable) = match cache_file::open(&path, self.patience) {
-            Err(CacheFault::Io(error)) if !is_passing(&error) => (None, true),
-            other => (other?, false),
+        let place = self.directory.cache(self.record);
+        let wanted = Wanted {
+            place: &place,
+            volume: self.id,
+            grain: self.record.grain,
+            threads: self.threads,
+            patience: self.patience,
         };
-        let mut findings = self.inspect(found.as_ref())?;
+        if self.record.is_new() {
+            return self.make_new(&wanted);
+        }
+        let claim = self.record.claim.as_deref().and_then(|claim| u128::from_str_radix(claim, 16).ok());
+        let (store, is_other, is_unusable) =
+            match wanted.find(self.record.cache.as_ref(), claim.map(u128::to_be_bytes))? {
+                Found::Store { store, is_other } => (Some(store), is_other, false),
+                Found::Nothing => (None, false, false),
+                Found::Unusable => (None, false, true),
+            };
+        let memory = self.find_memory()?;
+        let mut findings = self.inspect(store.as_ref(), is_other, memory.as_ref())?;
         if is_unusable {
             findings.cache = Some(Wrong::Damaged);
         }
         let mut notices = self.mend(&findings)?;
-        let Some(wrong) = findings.cache else {
-            let cache = found.expect("what is missing is wrong");
-            cut(&cache, findings.end)?;
-            return Self::with(cache, notices);
-        };
-        drop(found);
-        let replaced =
-            set_aside(&path).map_err(CacheFault::Io).and_then(|aside| Ok((aside, cache_file::create(&path)?)));
-        match replaced {
-            Ok((aside, cache)) => {
-                notices.extend(self.notice("original cache", &path, wrong, aside.as_deref(), &findings));
-                Self::with(cache, notices)
+        let (memory, options) = self.bring_memory(memory, &findings, &mut notices)?;
+        let mut ready = match (store, findings.cache) {
+            (Some(store), None) => {
+                if let Store::File(file) = &store {
+                    cut(file, findings.end)?;
+                }
+                let claim = self.record.claim.clone();
+                self.with(store, claim, notices)?
             }
-            Err(CacheFault::Io(error)) => self.without_room(&path, &error, notices),
-            Err(fault) => Err(fault.into()),
+            (store, wrong) => {
+                drop(store);
+                self.replace(&wanted, wrong.unwrap_or(Wrong::Missing), &findings, notices)?
+            }
+        };
+        if ready.no_room.is_none() {
+            ready.known.memory = memory.as_ref().map(Memory::record).transpose()?;
+            (ready.memory, ready.options) = (memory, options);
+        }
+        Ok(ready)
+    }
+
+    /// Of a volume that was never served. A file that is there is what an earlier attempt has made, or not ours.
+    fn make_new(&self, wanted: &Wanted<'_>) -> Result<Ready, NotReady> {
+        let bytes = self.record.memory_bytes();
+        let memory = match bytes {
+            0 => None,
+            _ => Some(Memory::create(&self.record.id, bytes).map_err(NotReady::Memory)?),
+        };
+        let made = self.make_store(wanted);
+        let (store, claim) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                if let Some(memory) = memory {
+                    let _ = memory::remove(&memory.path);
+                }
+                return Err(error);
+            }
+        };
+        let mut ready = self.with(store, claim, Vec::new())?;
+        ready.known.memory = memory.as_ref().map(Memory::record).transpose()?;
+        ready.memory = memory;
+        ready.options.first_tier.bytes = bytes;
+        Ok(ready)
+    }
+
+    fn make_store(&self, wanted: &Wanted<'_>) -> Result<(Store, Option<String>), NotReady> {
+        if let Place::Path(path) = wanted.place
+            && let Some(file) = cache_file::open(path, self.patience)?
+            && file.metadata()?.len() == 0
+        {
+            return Ok((Store::File(file), None));
+        }
+        let made = wanted.make()?;
+        Ok((made.store, made.claim.map(hex)))
+    }
+
+    /// The first tier as it was left; none where it is gone.
+    fn find_memory(&self) -> Result<Option<Memory>, NotReady> {
+        let bytes = self.record.memory_bytes();
+        let Some(known) = self.record.memory.as_ref().filter(|_| bytes > 0) else { return Ok(None) };
+        match Memory::find(known, bytes, self.patience) {
+            Err(MemoryFault::Io { source, .. }) if !is_passing(&source) => Ok(None),
+            other => other.map_err(NotReady::Memory),
         }
     }
 
-    fn with(cache: File, notices: Vec<String>) -> Result<Ready, NotReady> {
-        let identity = Some(FileIdentity::of(&cache)?);
-        Ok(Ready { cache, identity, no_room: None, notices })
+    /// The first tier as it was left, or a new one with what was put by; and what is lost.
+    fn bring_memory(
+        &self,
+        found: Option<Memory>,
+        findings: &Findings,
+        notices: &mut Vec<String>,
+    ) -> Result<(Option<Memory>, CacheOptions), NotReady> {
+        let bytes = self.record.memory_bytes();
+        let mut options = CacheOptions { first_tier: FirstTier { bytes, withheld: false }, lost: Vec::new() };
+        if bytes == 0 || (found.is_some() && findings.memory.is_none()) {
+            return Ok((found, options));
+        }
+        drop(found);
+        let memory = match Memory::create(&self.record.id, bytes) {
+            Ok(memory) => memory,
+            Err(fault) => {
+                let notice = format!(
+                    "originals of volume {} are not kept in memory until the daemon is restarted, but where they would go next: {fault}",
+                    self.record.name
+                );
+                tracing::warn!(volume = %self.record.name, "{notice}");
+                notices.push(notice);
+                options.first_tier.withheld = true;
+                options.lost = vec![ByteRange::new(0, bytes)];
+                return Ok((None, options));
+            }
+        };
+        let wanted = findings.in_memory.iter().map(|stored| {
+            let entry = stored.entry;
+            ((stored.offset, entry.len), move |bytes: &[u8]| entry.is_payload(bytes))
+        });
+        let missing = put_by::bring_back(&self.directory.put_by(), self.id, &memory.file, wanted)?;
+        tracing::info!(
+            volume = %self.record.name,
+            brought = findings.in_memory.len() - missing.len(),
+            lost = missing.len(),
+            "the originals in memory were gone"
+        );
+        options.lost = put_by::stretches(&missing);
+        Ok((Some(memory), options))
+    }
+
+    /// Another store in the place of one that is wrong.
+    fn replace(
+        &self,
+        wanted: &Wanted<'_>,
+        wrong: Wrong,
+        findings: &Findings,
+        mut notices: Vec<String>,
+    ) -> Result<Ready, NotReady> {
+        let made = match wanted.make() {
+            Ok(made) => made,
+            Err(CacheFault::Locked) => return Err(CacheFault::Locked.into()),
+            Err(fault) => return self.without_room(wanted.place, &fault, notices),
+        };
+        notices.extend(self.notice("original cache", wanted.place, wrong, made.aside.as_deref(), findings));
+        self.with(made.store, made.claim.map(hex), notices)
+    }
+
+    fn with(&self, store: Store, claim: Option<String>, notices: Vec<String>) -> Result<Ready, NotReady> {
+        let file = match &store {
+            Store::File(file) => Some(FileIdentity::of(file)?),
+            Store::Export(_) => None,
+        };
+        let known = Known { file, claim, memory: None };
+        Ok(Ready { memory: None, store, options: CacheOptions::default(), known, no_room: None, notices })
     }
 
     /// The volume without a place for originals.
-    fn without_room(&self, path: &Path, error: &io::Error, mut notices: Vec<String>) -> Result<Ready, NotReady> {
+    fn without_room(&self, place: &Place, fault: &CacheFault, mut notices: Vec<String>) -> Result<Ready, NotReady> {
         let reason = format!(
-            "the originals of volume {} cannot be kept at {} ({error}): no snapshot of it can be taken until that is mended and the daemon restarted",
+            "the originals of volume {} cannot be kept at {place} ({fault}): no snapshot of it can be taken until that is mended and the daemon restarted",
             self.record.name,
-            path.display()
         );
         tracing::warn!(volume = %self.record.name, "{reason}");
         notices.push(reason.clone());
-        let cache = cache_file::nameless(&self.directory.engine())?;
-        Ok(Ready { cache, identity: None, no_room: Some(reason.into()), notices })
+        Ok(Ready {
+            memory: None,
+            store: Store::File(cache_file::nameless(&self.directory.engine())?),
+            options: CacheOptions::default(),
+            known: Known::default(),
+            no_room: Some(reason.into()),
+            notices,
+        })
     }
 
-    fn inspect(&self, cache: Option<&File>) -> io::Result<Findings> {
-        let identity = cache.map(FileIdentity::of).transpose()?;
-        let known = self.record.cache.as_ref();
-        let is_other_cache = identity.zip(known).is_some_and(|(found, known)| !found.is_same(known));
-        let engine = self.directory.engine();
-        let (grain, components) = (self.record.grain, self.components);
-        Inspected { engine: &engine, volume: self.id, grain, components, boot: self.boot, cache, is_other_cache }
-            .inspect()
+    fn inspect(&self, cache: Option<&Store>, is_other_cache: bool, memory: Option<&Memory>) -> io::Result<Findings> {
+        Inspected {
+            engine: &self.directory.engine(),
+            volume: self.id,
+            grain: self.record.grain,
+            components: self.components,
+            boot: self.boot,
+            cache,
+            is_other_cache,
+            memory: memory.map(|memory| &memory.file),
+            memory_bytes: self.record.memory_bytes(),
+        }
+        .inspect()
     }
 
     /// Puts on record what the findings mean for the snapshots, and the damaged state out of the way; gives notices.
@@ -165,7 +312,7 @@ impl Volume<'_> {
             let salvage = self.salvage(&table, wrong);
             let aside = set_aside(&table)?;
             self.write_table(&storage, &salvage)?;
-            notices.extend(self.notice("snapshot table", &table, wrong, aside.as_deref(), findings));
+            notices.extend(self.notice("snapshot table", table.display(), wrong, aside.as_deref(), findings));
         } else if findings.standing > 0 && (findings.map.is_some() || findings.cache.is_some()) {
             let table = SnapshotTable::open(storage.open(TABLE_NAME, 0)?).map_err(io::Error::other)?;
             mark_all(&table)?;
@@ -173,7 +320,7 @@ impl Volume<'_> {
         if let Some(wrong) = findings.map {
             let map = engine.join(MAP_NAME);
             let aside = set_aside(&map)?;
-            notices.extend(self.notice("modified map", &map, wrong, aside.as_deref(), findings));
+            notices.extend(self.notice("modified map", map.display(), wrong, aside.as_deref(), findings));
         }
         Ok(notices)
     }
@@ -221,24 +368,27 @@ impl Volume<'_> {
     fn notice(
         &self,
         what: &str,
-        path: &Path,
+        place: impl std::fmt::Display,
         wrong: Wrong,
         aside: Option<&Path>,
         findings: &Findings,
     ) -> Option<String> {
         let kept = kept(aside);
         if findings.table.is_none() && findings.standing == 0 {
-            tracing::info!(volume = %self.record.name, "the {what} {} {wrong} and no snapshot needs it{kept}", path.display());
+            tracing::info!(volume = %self.record.name, "the {what} {place} {wrong} and no snapshot needs it{kept}");
             return None;
         }
         let notice = format!(
-            "the {what} {} {wrong}{kept}: the snapshots of volume {} that stood are broken, the volume itself is whole",
-            path.display(),
+            "the {what} {place} {wrong}{kept}: the snapshots of volume {} that stood are broken, the volume itself is whole",
             self.record.name
         );
         tracing::warn!(volume = %self.record.name, "{notice}");
         Some(notice)
     }
+}
+
+fn hex(token: [u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(token))
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {

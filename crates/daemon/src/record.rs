@@ -19,6 +19,7 @@ use crate::cache_file::sync_parent;
 use crate::file_identity::FileIdentity;
 use crate::held::read_file;
 use crate::identity::{BaseIdentity, CleanStop};
+use crate::memory::{self, MemoryRecord};
 use crate::salvage::copy_of;
 use crate::set_aside::aside_of;
 
@@ -38,6 +39,8 @@ const KNOWN: &str = "snapshots-known";
 const ENGINE: &str = "state";
 /// What is known of unfinished backups.
 const BACKUPS: &str = "backups";
+/// Originals in memory as of a clean stop. See `put_by`.
+const PUT_BY: &str = "originals-put-by";
 /// The original cache, where it has no directory of its own.
 const CACHE: &str = "originals";
 
@@ -61,9 +64,15 @@ pub(crate) struct VolumeRecord {
     /// From the configuration file.
     pub(crate) declared: bool,
     pub(crate) generation: u64,
-    /// The file that was made for its originals; absent until then.
+    /// The file that was made for its originals; absent until then, and where they are on an export.
     #[serde(default)]
     pub(crate) cache: Option<FileIdentity>,
+    /// What the export was claimed with that holds its originals, 32 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) claim: Option<String>,
+    /// The file in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<MemoryRecord>,
 }
 
 /// A component of a volume's base as it is remembered.
@@ -79,6 +88,11 @@ impl VolumeRecord {
     /// Where what it stands on is, in order.
     pub(crate) fn places(&self) -> Vec<Place> {
         self.bases.iter().map(|base| base.place.clone()).collect()
+    }
+
+    /// How many bytes of originals are kept in memory: whole slots.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.memory_limit.unwrap_or(0) / u64::from(self.grain) * u64::from(self.grain)
     }
 
     /// Whether it was never served.
@@ -133,6 +147,8 @@ impl From<RecordOne> for VolumeRecord {
             declared: one.declared,
             generation: one.generation,
             cache: one.cache,
+            claim: None,
+            memory: None,
         }
     }
 }
@@ -192,12 +208,20 @@ impl VolumeDirectory {
         self.path.join(BACKUPS)
     }
 
-    /// Where the original cache is.
-    pub(crate) fn cache(&self, record: &VolumeRecord) -> PathBuf {
-        match record.cache_dir.as_ref().and_then(Place::path) {
-            Some(directory) => directory.join(format!("{}-{}.originals", record.name, record.id)),
-            None => self.path.join(CACHE),
+    /// Where the originals are that are not in memory: a file, or an export.
+    pub(crate) fn cache(&self, record: &VolumeRecord) -> Place {
+        match &record.cache_dir {
+            Some(Place::Path(directory)) => {
+                Place::Path(directory.join(format!("{}-{}.originals", record.name, record.id)))
+            }
+            Some(Place::Export(uri)) => Place::Export(uri.clone()),
+            None => Place::Path(self.path.join(CACHE)),
         }
+    }
+
+    /// Where originals in memory are put by at a clean stop.
+    pub(crate) fn put_by(&self) -> PathBuf {
+        self.path.join(PUT_BY)
     }
 
     /// Makes the directory and its first record.
@@ -297,8 +321,12 @@ fn swap_in(directory: &Path, name: &str, write: impl FnOnce(&mut File) -> io::Re
 }
 
 fn discard(gone: &Path, record: Option<&VolumeRecord>) -> io::Result<()> {
-    if let Some(record) = record.filter(|record| record.cache_dir.is_some()) {
-        let cache = VolumeDirectory { path: gone.into() }.cache(record);
+    if let Some(memory) = record.and_then(|record| record.memory.as_ref()) {
+        memory::remove(&memory.path)?;
+    }
+    if let Some(record) = record.filter(|record| record.cache_dir.is_some())
+        && let Place::Path(cache) = (VolumeDirectory { path: gone.into() }).cache(record)
+    {
         for path in aside_of(&cache).into_iter().chain([cache]) {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -325,6 +353,8 @@ pub(crate) fn new_record(id: String, request: &tzero_api::control::AddVolume, de
         declared,
         generation: 1,
         cache: None,
+        claim: None,
+        memory: None,
     }
 }
 
@@ -378,7 +408,7 @@ mod tests {
         let written = record("v.1", Some(fast.clone()));
         let directory = VolumeDirectory::new(&state, &written.name);
         directory.create(&written).unwrap();
-        fs::write(directory.cache(&written), "x").unwrap();
+        fs::write(directory.cache(&written).path().unwrap(), "x").unwrap();
         assert_eq!(directory.read().unwrap(), written);
         let mode = fs::metadata(directory.path.join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

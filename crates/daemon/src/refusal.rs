@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
-use tzero_api::{Code, Failure, Name, SnapshotPath, Unfit, sentence};
+use tzero_api::{Code, Failure, Name, Place, SnapshotPath, Unfit, sentence};
 use tzero_engine::SnapshotError;
 use tzero_originals::ComponentsError;
 
 use crate::base::BaseError;
+use crate::claim::ExportFault;
+use crate::memory::MemoryFault;
 use crate::record::RecordError;
+use crate::remote::RemoteError;
 use crate::scope::ScopeError;
 
 /// A refusal; its text is the sentence that the operator gets.
@@ -33,8 +36,10 @@ pub(crate) enum Refusal {
     BaseTwice(PathBuf),
     #[error("{} and {} hold the same bytes, and each base holds its own part of the volume", .base.display(), .other.display())]
     BasesOverlap { base: PathBuf, other: PathBuf },
-    #[error("the base {} is {found} bytes long and the size asked for is {asked}: leave the size out, or name another base", .base.display())]
-    BaseHasSize { base: PathBuf, found: u64, asked: u64 },
+    #[error(
+        "the base {base} is {found} bytes long and the size asked for is {asked}: leave the size out, or name another base"
+    )]
+    BaseHasSize { base: Place, found: u64, asked: u64 },
     #[error("the base {} of {size} bytes cannot be made: {source}", .base.display())]
     BaseNotMade { base: PathBuf, size: u64, source: std::io::Error },
     #[error(
@@ -42,7 +47,7 @@ pub(crate) enum Refusal {
     )]
     Components { volume: Name, grain: u32, source: ComponentsError },
     #[error("the bases {0:?} cannot be one after the other: direct I/O needs all but the last to be whole blocks long")]
-    Uneven(Vec<PathBuf>),
+    Uneven(Vec<String>),
     #[error("{} and the base {} of volume {volume} hold the same bytes: a base holds one volume", .base.display(), .other.display())]
     BaseOverlaps { base: PathBuf, other: PathBuf, volume: Name },
     #[error("{} is among the daemon's own records in {}: choose a base elsewhere", .base.display(), .state.display())]
@@ -57,10 +62,24 @@ pub(crate) enum Refusal {
     StateOnBase { path: PathBuf, base: PathBuf },
     #[error("{0}")]
     Record(#[from] RecordError),
-    #[error("the originals of volume {volume} cannot be opened at {}: {source}", .path.display())]
-    Cache { volume: Name, path: PathBuf, source: std::io::Error },
-    #[error("the originals of volume {volume} at {} are in use by another process", .path.display())]
-    CacheLocked { volume: Name, path: PathBuf },
+    #[error("the originals of volume {volume} cannot be opened at {place}: {source}")]
+    Cache { volume: Name, place: Place, source: std::io::Error },
+    #[error("the originals of volume {volume} at {place} are in use by another process")]
+    CacheLocked { volume: Name, place: Place },
+    #[error("the originals of volume {volume} cannot be kept: {source}")]
+    CacheExport { volume: Name, source: ExportFault },
+    #[error("the originals of volume {volume} cannot be kept in memory: {source}")]
+    Memory { volume: Name, source: MemoryFault },
+    #[error(
+        "the export {uri} is in use by volume {volume}: an export holds the bytes, or the originals, of one volume"
+    )]
+    ExportTaken { uri: String, volume: Name },
+    #[error("the export {0} is named twice: it can be one base, or hold the originals, and no more")]
+    ExportTwice(String),
+    #[error("the export {0} is this daemon's own: a volume cannot stand on the daemon that serves it")]
+    OwnExport(String),
+    #[error("{0}")]
+    Remote(#[from] RemoteError),
     #[error("volume {volume} cannot be opened: {source}")]
     Open { volume: Name, source: tzero_engine::OpenError },
     #[error("volume {volume} is not served: {reason}")]
@@ -77,12 +96,22 @@ pub(crate) enum Refusal {
     StillRunning(Name),
     #[error("{0}")]
     NoPlace(Box<str>),
-    #[error("the base {} of volume {volume} is another device than the one that was left: put that one back, or let the path lead to it, or begin anew with `tzero volume remove {volume}` and `tzero volume add`", .path.display())]
-    BaseIsAnother { volume: Name, path: PathBuf },
-    #[error("the base {} of volume {volume} is {size} bytes long and was {left}: give it back its size, or begin anew with `tzero volume remove {volume}` and `tzero volume add`", .path.display())]
-    BaseResized { volume: Name, path: PathBuf, size: u64, left: u64 },
-    #[error("the base {} of volume {volume} was cut to {size} bytes while it was served, and had {was}: what lay behind is lost; give it back its size, restart the daemon, and restore a copy", .path.display())]
-    BaseShrank { volume: Name, path: PathBuf, size: u64, was: u64 },
+    #[error(
+        "the base {place} of volume {volume} is another device than the one that was left: put that one back, or let the path lead to it, or begin anew with `tzero volume remove {volume}` and `tzero volume add`"
+    )]
+    BaseIsAnother { volume: Name, place: Place },
+    #[error(
+        "the base {place} of volume {volume} is {size} bytes long and was {left}: give it back its size, or begin anew with `tzero volume remove {volume}` and `tzero volume add`"
+    )]
+    BaseResized { volume: Name, place: Place, size: u64, left: u64 },
+    #[error(
+        "the base {place} of volume {volume} was cut to {size} bytes while it was served, and had {was}: what lay behind is lost; give it back its size, restart the daemon, and restore a copy"
+    )]
+    BaseShrank { volume: Name, place: Place, size: u64, was: u64 },
+    #[error(
+        "no snapshot of volume {volume} can be taken now: what its base had acknowledged may be lost ({source}); try again"
+    )]
+    Unsettled { volume: Name, source: std::io::Error },
     #[error("volume {volume} cannot be closed: {source}")]
     Close { volume: Name, source: std::io::Error },
     #[error("the snapshot {path} cannot be made or changed: {source}")]
@@ -106,12 +135,19 @@ impl Refusal {
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::NoVolume(_) | Self::NoSnapshot(_) => Code::Unknown,
-            Self::VolumeTaken(_) | Self::SnapshotTaken(_) | Self::BaseTaken { .. } | Self::BaseOverlaps { .. } => {
-                Code::Taken
-            }
+            Self::VolumeTaken(_)
+            | Self::SnapshotTaken(_)
+            | Self::BaseTaken { .. }
+            | Self::BaseOverlaps { .. }
+            | Self::ExportTaken { .. } => Code::Taken,
             Self::Reserved(_)
             | Self::Unfit(_)
             | Self::BaseTwice(_)
+            | Self::ExportTwice(_)
+            | Self::OwnExport(_)
+            | Self::Remote(RemoteError::Uri { .. })
+            | Self::Base(BaseError::Export(RemoteError::Uri { .. }))
+            | Self::CacheExport { source: ExportFault::Remote(RemoteError::Uri { .. }), .. }
             | Self::BaseHasSize { .. }
             | Self::Components { .. }
             | Self::Scope(_)

@@ -1,6 +1,6 @@
 //! What a new volume must not be: a second one of its name, or over bytes that another has or that the state itself lies on.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -8,13 +8,16 @@ use std::sync::Arc;
 
 use tzero_api::Place;
 use tzero_api::control::{AddVolume, DEFAULT_GRAIN};
+use tzero_nbd::Uri;
 
+use crate::address::Address;
 use crate::base::{self, Component, OpenBase, Patience};
 use crate::cache_file::sync_parent;
 use crate::held::Held;
 use crate::identity::BaseIdentity;
 use crate::opening;
 use crate::refusal::Refusal;
+use crate::remote;
 use crate::volume::Volume;
 use crate::volumes::Volumes;
 
@@ -32,22 +35,64 @@ impl Volumes {
     pub(crate) fn open_new(&self, request: &AddVolume) -> Result<(OpenBase, Option<MadeBase>), Refusal> {
         let paths: Vec<&Path> = request.bases.iter().filter_map(Place::path).collect();
         self.refuse_registered(&paths)?;
+        self.refuse_exports(request)?;
         let made = self.make_base(request, &paths)?;
-        let base = OpenBase::open(&request.bases, request.direct, Patience::None)?;
+        let base = OpenBase::open(&self.threads, &request.bases, request.direct, Patience::None)?;
         if let (Some(asked), [only]) = (request.size, &base.components[..])
             && only.identity.size() != asked.0
         {
-            let (base, found) = (only.path.clone(), only.identity.size());
+            let (base, found) = (only.place.clone(), only.identity.size());
             return Err(Refusal::BaseHasSize { base, found, asked: asked.0 });
         }
         let grain = request.grain.map_or(DEFAULT_GRAIN, |grain| grain.0 as u32);
         opening::components_of(&base, &request.name, grain)?;
-        for component in &base.components {
-            self.check_placement(request, component)?;
-            self.check_overlap(component, &base)?;
+        for (path, file) in base.components.iter().filter_map(Component::local) {
+            self.check_placement(request, path, file)?;
+            self.check_overlap((path, file), &base)?;
         }
         base::refuse_in_use_through(&base)?;
         Ok((base, made))
+    }
+
+    /// An export is one base, or holds the originals of one volume, and is not this daemon's own. That nobody else uses it cannot be
+    /// known: a server tells no client of others.
+    fn refuse_exports(&self, request: &AddVolume) -> Result<(), Refusal> {
+        let mut seen: Vec<Uri> = Vec::new();
+        for uri in request.bases.iter().chain(&request.cache_dir).filter_map(Place::uri) {
+            let parsed = remote::parse(uri)?;
+            if seen.contains(&parsed) {
+                return Err(Refusal::ExportTwice(uri.into()));
+            }
+            if self.is_own(&parsed) {
+                return Err(Refusal::OwnExport(uri.into()));
+            }
+            let uses = |volume: &Arc<Volume>| {
+                let record = volume.record.iter();
+                let mut places =
+                    record.flat_map(|record| record.bases.iter().map(|base| &base.place).chain(&record.cache_dir));
+                places.any(|place| place.uri().is_some_and(|uri| uri.parse() == Ok(parsed.clone())))
+            };
+            // A volume of this name is the one that is being made.
+            if let Some(volume) = self.all().into_iter().find(|volume| volume.name != request.name && uses(volume)) {
+                return Err(Refusal::ExportTaken { uri: uri.into(), volume: volume.name.clone() });
+            }
+            seen.push(parsed);
+        }
+        Ok(())
+    }
+
+    /// Whether an export is one of this daemon's.
+    fn is_own(&self, uri: &Uri) -> bool {
+        let same = |one: &Path, other: &Path| {
+            fs::canonicalize(one).is_ok_and(|one| fs::canonicalize(other).is_ok_and(|other| one == other))
+        };
+        self.listening.get().into_iter().flatten().any(|address| match address {
+            Address::Unix(path) => uri.socket().is_some_and(|socket| same(socket, path)),
+            Address::Tcp(address) => uri.host().is_some_and(|(host, port)| {
+                let is_here = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+                is_here && port == address.port()
+            }),
+        })
     }
 
     /// Makes the one base of a new volume, if it is not there and a size was given for it.
@@ -88,9 +133,9 @@ impl Volumes {
     }
 
     /// Originals of a base on the base itself would make every save another change.
-    fn check_placement(&self, request: &AddVolume, base: &Component) -> Result<(), Refusal> {
+    fn check_placement(&self, request: &AddVolume, base: &Path, file: &File) -> Result<(), Refusal> {
         let lies_on = |path: &Path| {
-            (self.lies_on)(path, &base.file).map_err(|source| Refusal::CacheDirectory { path: path.into(), source })
+            (self.lies_on)(path, file).map_err(|source| Refusal::CacheDirectory { path: path.into(), source })
         };
         if let Some(directory) = request.cache_dir.as_ref().and_then(Place::path) {
             let unusable = |source| Refusal::CacheDirectory { path: directory.into(), source };
@@ -98,38 +143,38 @@ impl Volumes {
                 return Err(unusable(io::ErrorKind::NotADirectory.into()));
             }
             if lies_on(directory)? {
-                return Err(Refusal::CacheOnBase { path: directory.into(), base: base.path.clone() });
+                return Err(Refusal::CacheOnBase { path: directory.into(), base: base.into() });
             }
         }
         let state = self.paths.volumes();
-        if fs::canonicalize(&base.path).is_ok_and(|base| base.starts_with(&state)) {
-            return Err(Refusal::BaseIsState { base: base.path.clone(), state });
+        if fs::canonicalize(base).is_ok_and(|base| base.starts_with(&state)) {
+            return Err(Refusal::BaseIsState { base: base.into(), state });
         }
         if lies_on(self.paths.root())? {
-            return Err(Refusal::StateOnBase { path: self.paths.root().into(), base: base.path.clone() });
+            return Err(Refusal::StateOnBase { path: self.paths.root().into(), base: base.into() });
         }
         Ok(())
     }
 
     /// Two volumes on the same bytes, a file and a loop device over it, would know nothing of each other's changes; two components of one
     /// volume would be the same stretch of it twice.
-    fn check_overlap(&self, component: &Component, base: &OpenBase) -> Result<(), Refusal> {
-        let shares = |other: &Component| {
-            let unreadable = |source| base::BaseError::Unopenable { path: component.path.clone(), source };
-            let above = (self.lies_on)(&component.path, &other.file).map_err(unreadable)?;
-            Ok::<_, Refusal>(above || (self.lies_on)(&other.path, &component.file).map_err(unreadable)?)
+    fn check_overlap(&self, (path, file): (&Path, &File), base: &OpenBase) -> Result<(), Refusal> {
+        let shares = |(other_path, other): (&Path, &File)| {
+            let unreadable = |source| base::BaseError::Unopenable { path: path.into(), source };
+            let above = (self.lies_on)(path, other).map_err(unreadable)?;
+            Ok::<_, Refusal>(above || (self.lies_on)(other_path, file).map_err(unreadable)?)
         };
-        let own = base.components.iter().take_while(|other| !std::ptr::eq(*other, component));
-        for other in own {
+        let own = base.components.iter().filter_map(Component::local);
+        for other in own.take_while(|(_, other)| !std::ptr::eq(*other, file)) {
             if shares(other)? {
-                return Err(Refusal::BasesOverlap { base: component.path.clone(), other: other.path.clone() });
+                return Err(Refusal::BasesOverlap { base: path.into(), other: other.0.into() });
             }
         }
         for volume in self.all() {
             let Ok(serving) = volume.serving() else { continue };
-            for other in &serving.base.components {
+            for other in serving.base.components.iter().filter_map(Component::local) {
                 if shares(other)? {
-                    let (base, other) = (component.path.clone(), other.path.clone());
+                    let (base, other) = (path.into(), other.0.into());
                     return Err(Refusal::BaseOverlaps { base, other, volume: volume.name.clone() });
                 }
             }

@@ -1,6 +1,6 @@
 //! What the daemon's servers share.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use tzero_api::StatePaths;
 
@@ -15,13 +15,11 @@ pub(crate) struct Daemon {
     pub(crate) volumes: Arc<Volumes>,
     /// What the operator should know of the state directory, a sentence each.
     pub(crate) notices: Vec<String>,
-    /// Where NBD clients connect, once it is known.
-    pub(crate) listening: OnceLock<Vec<Address>>,
 }
 
 impl Daemon {
     /// Where NBD clients connect.
     pub(crate) fn addresses(&self) -> Vec<String> {
-        self.listening.get().into_iter().flatten().map(Address::to_string).collect()
+        self.volumes.listening.get().into_iter().flatten().map(Address::to_string).collect()
     }
 }

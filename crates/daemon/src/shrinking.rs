@@ -5,10 +5,10 @@
 //! there stay; the system gives them errors for what is lost. It is on record at once, and however the daemon ends, the next start
 //! refuses the base or breaks the snapshots.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::time::{MissedTickBehavior, interval};
+use tzero_api::Place;
 
 use crate::filling::STEP;
 use crate::identity::{CleanStop, size_of};
@@ -20,7 +20,7 @@ use crate::volumes::Volumes;
 /// A component that lost its end.
 #[derive(Clone, Debug)]
 pub(crate) struct Cut {
-    path: PathBuf,
+    place: Place,
     /// How long it is, and was, in bytes.
     size: u64,
     was: u64,
@@ -30,8 +30,8 @@ impl Volume {
     /// What is open, of a volume that has all its bytes.
     pub(crate) fn whole(&self) -> Result<&Serving, Refusal> {
         let serving = self.serving()?;
-        let Some(Cut { path, size, was }) = serving.lost.get().cloned() else { return Ok(serving) };
-        Err(Refusal::BaseShrank { volume: self.name.clone(), path, size, was })
+        let Some(Cut { place, size, was }) = serving.lost.get().cloned() else { return Ok(serving) };
+        Err(Refusal::BaseShrank { volume: self.name.clone(), place, size, was })
     }
 
     /// Looks whether every component of the base still has its size, and puts on record if one has not. Blocking.
@@ -39,8 +39,10 @@ impl Volume {
         let Ok(serving) = self.whole() else { return };
         let cut = serving.base.components.iter().find_map(|component| {
             let was = component.identity.size();
-            let size = size_of(&component.file).ok().filter(|size| *size < was)?;
-            Some(Cut { path: component.path.clone(), size, was })
+            // An export that is cut is another one: every request to it fails.
+            let (_, file) = component.local()?;
+            let size = size_of(file).ok().filter(|size| *size < was)?;
+            Some(Cut { place: component.place.clone(), size, was })
         });
         let Some(cut) = cut else { return };
         if serving.lost.set(cut).is_err() {

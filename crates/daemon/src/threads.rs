@@ -25,6 +25,12 @@ pub(crate) struct DataThreads {
     next: AtomicUsize,
 }
 
+impl std::fmt::Debug for DataThreads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DataThreads").field("threads", &self.threads.len()).finish_non_exhaustive()
+    }
+}
+
 impl DataThreads {
     /// Starts one a core, up to four.
     pub(crate) fn start() -> io::Result<Self> {

@@ -13,16 +13,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use tokio::sync::oneshot::Receiver;
+use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{RwLock, RwLockReadGuard};
 use tzero_api::{Name, SnapshotPath, is_private, sentence};
 use tzero_engine::{SnapshotInfo, SnapshotState};
 use tzero_originals::SnapshotId;
 
 use crate::base::{OpenBase, Patience};
+use crate::claim;
 use crate::dormant;
 use crate::filling::Filling;
 use crate::maintenance::Maintenance;
@@ -30,8 +32,11 @@ use crate::opening::{self, Opening, id_bytes};
 use crate::platform::Engine;
 use crate::record::{VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
+use crate::remote::Remote;
 use crate::shrinking::Cut;
+use crate::store::Store;
 use crate::threads::{DataThreads, off_thread};
+use crate::tiers::Tiers;
 
 /// A volume, served or not.
 pub(crate) struct Volume {
@@ -53,7 +58,7 @@ pub(crate) struct Volume {
 
 /// Whether a volume is served.
 pub(crate) enum Condition {
-    Serving(Serving),
+    Serving(Box<Serving>),
     Failed(Box<str>),
 }
 
@@ -62,7 +67,8 @@ pub(crate) struct Serving {
     pub(crate) engine: Arc<Engine>,
     /// The base's locked open files. For looking at them, and for others' separate opens of them; never handed out themselves.
     pub(crate) base: OpenBase,
-    pub(crate) cache: PathBuf,
+    /// What its originals are in.
+    pub(crate) tiers: Tiers,
     /// How fast the cache fills up.
     pub(crate) filling: Arc<Filling>,
     /// What is missing of the base since it was found to have lost a part.
@@ -101,7 +107,7 @@ impl Volume {
 
     /// Opens the engine on an open base, and brings the record up to date.
     pub(crate) async fn open(
-        threads: &DataThreads,
+        threads: &Arc<DataThreads>,
         opening: &Opening,
         directory: VolumeDirectory,
         record: VolumeRecord,
@@ -115,26 +121,32 @@ impl Volume {
         })
         .await?;
         let components = opening::components_of(&base, &record.name, record.grain)?;
-        let ready = opening::make_ready(opening, &directory, &record, &components, patience).await?;
+        let ready = opening::make_ready(threads, opening, &directory, &record, &components, patience).await?;
         let mut notices = ready.notices.clone();
         let open = || opening::open_engine(threads, opening, &directory, &record, &base, &ready, compared.changed);
         let engine = match open().await {
             Err(refusal) if !record.is_new() => {
-                notices.push(opening::begin_anew(opening, &directory, &record, &components, refusal).await?);
+                notices.push(opening::begin_anew(threads, opening, &directory, &record, &components, refusal).await?);
                 open().await?
             }
             other => other?,
         };
-        let cache = directory.cache(&record);
+        let limit = match ready.store {
+            Store::File(_) => record.cache_limit,
+            Store::Export(_) => Some(opening::store_limit(&record, &ready)),
+        };
+        let place = directory.cache(&record);
         let bases = base.components.iter().map(|component| component.identity.clone()).collect();
-        let found = opening::Found { bases, cache: ready.identity, is_other: compared.is_other };
+        let found = opening::Found { bases, cache: ready.known, is_other: compared.is_other };
         let (theirs, has_room) = (directory.clone(), ready.no_room.is_none());
         let (record, more) = off_thread(move || opening::put_on_record(&theirs, record, found, has_room)).await?;
         notices.extend(more);
         let filling = Arc::default();
         let maintenance = Maintenance::start(threads, &engine, &filling);
         let (lost, no_room) = (OnceLock::new(), ready.no_room);
-        let serving = Serving { engine, base, cache, filling, lost, no_room, notices, maintenance };
+        let memory_bytes = ready.options.first_tier.bytes;
+        let tiers = Tiers { memory: ready.memory, memory_bytes, store: ready.store, place, limit };
+        let serving = Box::new(Serving { engine, base, tiers, filling, lost, no_room, notices, maintenance });
         Ok(Self::new(record.name.clone(), Some(record), directory, Condition::Serving(serving)))
     }
 
@@ -165,6 +177,53 @@ impl Volume {
             Some(reason) => Err(Refusal::NoPlace(reason.clone())),
             None => Ok(()),
         }
+    }
+
+    /// How often servers of the base may have lost changes that they had acknowledged.
+    pub(crate) fn losses(&self) -> u64 {
+        let bases = self.serving().map(|serving| &serving.base.components[..]).unwrap_or_default();
+        bases.iter().map(|component| component.losses()).sum()
+    }
+
+    /// Makes sure that a snapshot's T0 outlives a crash of a server that the base is at: the changes before it are made durable there. A local
+    /// base has no need of that: when its machine dies, so do its snapshots. `before` are the [`Self::losses`] before T0.
+    ///
+    /// # Errors
+    /// When they may be lost: the snapshot is none then, and is to be deleted.
+    pub(crate) async fn settle(&self, threads: &DataThreads, id: SnapshotId, before: u64) -> Result<(), Refusal> {
+        match self.settling(threads, id, before) {
+            None => Ok(()),
+            Some(settled) => self.unless_unsettled(settled.await),
+        }
+    }
+
+    /// [`Self::settle`] for threads that may block.
+    pub(crate) fn settle_blocking(&self, threads: &DataThreads, id: SnapshotId, before: u64) -> Result<(), Refusal> {
+        match self.settling(threads, id, before) {
+            None => Ok(()),
+            Some(settled) => self.unless_unsettled(settled.blocking_recv()),
+        }
+    }
+
+    fn settling(&self, threads: &DataThreads, id: SnapshotId, before: u64) -> Option<Receiver<io::Result<()>>> {
+        let serving = self.serving().ok()?;
+        let remotes: Vec<Remote> = serving.base.components.iter().filter_map(|base| base.remote().cloned()).collect();
+        let engine = Arc::clone(&serving.engine);
+        (!remotes.is_empty()).then(|| {
+            threads.run(move || async move {
+                engine.settled(id).await;
+                for remote in &remotes {
+                    remote.device().settle().await.map_err(io::Error::other)?;
+                }
+                let losses: u64 = remotes.iter().map(|remote| remote.device().losses()).sum();
+                if losses == before { Ok(()) } else { Err(io::Error::other("its connection broke meanwhile")) }
+            })
+        })
+    }
+
+    fn unless_unsettled(&self, settled: Result<io::Result<()>, RecvError>) -> Result<(), Refusal> {
+        let settled = settled.map_err(|_| Refusal::Stopping)?;
+        settled.map_err(|source| Refusal::Unsettled { volume: self.name.clone(), source })
     }
 
     /// Copies the names of the snapshots, in case their table is lost. Blocking.
@@ -236,12 +295,25 @@ impl Volume {
         self.look_at_base();
         // What a base has lost is on record already.
         let Ok(serving) = self.whole() else { return Ok(()) };
+        if let Some(record) = &self.record {
+            serving.tiers.put_by(record.name.as_str(), id_bytes(&record.id), &self.directory, &serving.engine);
+        }
         let clean = serving.base.look().map_err(io::Error::other)?;
         if let Err(error) = self.directory.record_clean_stop(Some(&clean)) {
             // The next start then knows less of what happens to the base until then.
             tracing::warn!(volume = %self.name, "what the base looks like cannot be recorded: {error}");
         }
         Ok(())
+    }
+
+    /// Says on the export that held its originals that nobody needs it any more. Of a volume that is removed. Blocking.
+    pub(crate) fn release_export(&self) {
+        let Ok(Serving { tiers: Tiers { store: Store::Export(remote), place, .. }, .. }) = self.serving() else {
+            return;
+        };
+        if let Err(error) = claim::release(remote) {
+            tracing::warn!(volume = %self.name, "the claim on {place} stays, and keeps other volumes off it: {error}");
+        }
     }
 
     /// How many clients are connected.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
@@ -14,6 +14,7 @@ use tzero_api::{Name, StatePaths};
 use tzero_io::system;
 use tzero_originals::SnapshotId;
 
+use crate::address::Address;
 use crate::base::{OpenBase, Patience};
 use crate::dormant;
 use crate::opening::{Opening, id_bytes};
@@ -34,6 +35,10 @@ pub(crate) struct Volumes {
     members: RwLock<BTreeMap<Name, Arc<Volume>>>,
     /// Held by whatever adds or removes a volume.
     pub(crate) changing: Mutex<()>,
+    /// Where NBD clients connect, once it is known.
+    pub(crate) listening: OnceLock<Vec<Address>>,
+    /// Views that are exports for one mover, by the name that it was told.
+    shown: std::sync::Mutex<BTreeMap<String, (Name, SnapshotId)>>,
     /// No client is let in any more.
     pub(crate) stopping: AtomicBool,
 }
@@ -48,8 +53,15 @@ impl Volumes {
             lies_on,
             members: RwLock::default(),
             changing: Mutex::default(),
+            listening: OnceLock::new(),
+            shown: std::sync::Mutex::default(),
             stopping: AtomicBool::new(false),
         }
+    }
+
+    /// Views that are exports for one mover.
+    pub(crate) fn shown(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (Name, SnapshotId)>> {
+        self.shown.lock().expect("nothing panics under this lock")
     }
 
     /// All by name.
@@ -160,6 +172,8 @@ impl Volumes {
             // The snapshots are gone and the host's bytes are where the host's own flushes have put them.
             tracing::warn!(volume = %name, "{error}");
         }
+        let gone = Arc::clone(&volume);
+        off_thread(move || gone.release_export()).await;
         let gone = Arc::clone(&volume);
         match off_thread(move || gone.directory.remove(gone.record.as_ref())).await {
             // Declared, but it could never be opened.

@@ -302,6 +302,18 @@ impl<P: Platform> Volume<P> {
         }
     }
 
+    /// Where the payloads lie that are in the first so many bytes of the cache, and how long each is, ascending. Goes through all originals.
+    pub fn stored_before(&self, end: u64) -> Vec<(u64, u32)> {
+        let place = |(_, entry): (_, tzero_originals::Entry)| match entry.payload {
+            tzero_originals::Payload::Stored { offset, .. } if offset < end => Some((offset, entry.len)),
+            _ => None,
+        };
+        let parts = 0..OriginalCache::<StateOf<P>, P::Cache>::parts();
+        let mut places: Vec<_> = parts.flat_map(|part| self.originals.entries_of(part)).filter_map(place).collect();
+        places.sort_unstable();
+        places
+    }
+
     /// Makes everything durable and records a clean stop. No session may change anything any more.
     ///
     /// # Errors

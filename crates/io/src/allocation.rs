@@ -52,6 +52,26 @@ pub fn is_kept(file: &File) -> io::Result<bool> {
     })
 }
 
+/// Whether the file or directory lies in memory (tmpfs): what is there goes with the machine, and costs no disk anything.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn is_in_memory(file: &File) -> io::Result<bool> {
+    // SAFETY: an all-zero `statfs` is a valid value to be filled in.
+    let mut status: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: an open descriptor and a writable struct.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), &mut status) })?;
+    Ok(status.f_type == TMPFS_MAGIC)
+}
+
+/// Gives a file of this length all its space, so that writing to it never needs more.
+///
+/// # Errors
+/// When there is not as much, or the file system cannot promise it.
+pub fn allocate(file: &File, len: u64) -> io::Result<()> {
+    fallocate(file, 0, 0, len)
+}
+
 fn xfs_may_share(file: &File) -> bool {
     let mut geometry = [0u64; XFS_GEOMETRY / 8];
     // SAFETY: the call writes `XFS_GEOMETRY` bytes, a number that is part of its own.

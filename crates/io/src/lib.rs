@@ -29,7 +29,7 @@ pub mod descriptors;
 pub mod inode;
 pub mod system;
 
-pub use allocation::is_kept as allocation_is_kept;
+pub use allocation::{allocate, is_in_memory, is_kept as allocation_is_kept};
 pub use blocking::blocking;
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, is_zero};
 pub use channel::{Listen, Notify, Receiver, Sender, channel};

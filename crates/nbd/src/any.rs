@@ -1,5 +1,7 @@
 //! A device of any kind that a configuration can name.
 
+use std::sync::Arc;
+
 use tzero_block::{BlockDevice, ByteRange, Error, Extent, FileDevice, Geometry, Zeroes};
 use tzero_io::Buffer;
 
@@ -10,8 +12,8 @@ use crate::client::NbdDevice;
 pub enum AnyDevice {
     /// A file or block device of this machine.
     File(FileDevice),
-    /// An export of an NBD server.
-    Nbd(NbdDevice),
+    /// An export of an NBD server. Shared, so that others can look at it too.
+    Nbd(Arc<NbdDevice>),
 }
 
 macro_rules! either {
@@ -31,6 +33,12 @@ impl From<FileDevice> for AnyDevice {
 
 impl From<NbdDevice> for AnyDevice {
     fn from(device: NbdDevice) -> Self {
+        Self::Nbd(Arc::new(device))
+    }
+}
+
+impl From<Arc<NbdDevice>> for AnyDevice {
+    fn from(device: Arc<NbdDevice>) -> Self {
         Self::Nbd(device)
     }
 }

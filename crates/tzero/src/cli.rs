@@ -106,7 +106,7 @@ pub(crate) struct VolumeAdd {
     /// Its name, and that of its NBD export
     pub(crate) name: Name,
 
-    /// File or block device that holds its bytes; several are the volume in this order, each but the last whole grains long
+    /// File, block device or export (nbd+unix:///EXPORT?socket=PATH, nbd://HOST/EXPORT) that holds its bytes; several are the volume in this order, each but the last whole grains long
     #[arg(required = true, num_args = 1..=MOST_COMPONENTS, value_parser = path())]
     pub(crate) base: Vec<PathBuf>,
 
@@ -118,13 +118,17 @@ pub(crate) struct VolumeAdd {
     #[arg(long, value_name = "SIZE", value_parser = arguments::grain)]
     pub(crate) grain: Option<Size>,
 
-    /// Directory for originals, not on the base itself [default: the state directory]
-    #[arg(long, value_name = "DIR", value_parser = path())]
+    /// Directory for originals, not on the base itself, or an export that holds them [default: the state directory]
+    #[arg(long, value_name = "DIR|nbd+unix:…|nbd:…", value_parser = path())]
     pub(crate) cache_dir: Option<PathBuf>,
 
     /// Most bytes of originals on disk [default: what the file system has]
     #[arg(long, value_name = "SIZE", value_parser = arguments::limit)]
     pub(crate) cache_limit: Option<Size>,
+
+    /// Most bytes of originals in memory, before any go to disk [default: none]
+    #[arg(long, value_name = "SIZE", value_parser = arguments::limit)]
+    pub(crate) memory_limit: Option<Size>,
 
     /// Read and write the base past the page cache
     #[arg(long)]
@@ -357,7 +361,6 @@ mod tests {
     #[test]
     fn what_later_versions_have_does_not_exist() {
         for line in [
-            "tzero volume add v /b --memory-limit 1M",
             "tzero volume add v /b --durability power",
             "tzero volume resize v 1G",
             "tzero volume changes v",

@@ -84,6 +84,7 @@ pub(crate) async fn backup(
         }
     };
     let job = Job {
+        transport: Some(source.transport()),
         source,
         source_name: volume.source_name(),
         session: Some(session),
@@ -95,7 +96,6 @@ pub(crate) async fn backup(
         resumed: false,
         boundary: None,
         engine: Engine::Read,
-        transport: Some(Transport::Descriptors),
         replace: request.replace,
         verify: request.verify,
         state: request.state.clone(),
@@ -133,7 +133,11 @@ async fn prepare(
     if request.mode == ModeAsked::Outboard && !begun.keep {
         return Err(Error::Mode { source_name: volume.source_name(), fault: ModeFault::Releases });
     }
-    let source = SnapshotSource::open(begun, descriptors, released).map_err(Error::daemon(&volume.source_name()))?;
+    let source =
+        SnapshotSource::open(begun, descriptors, released).await.map_err(Error::daemon(&volume.source_name()))?;
+    if request.mode == ModeAsked::Outboard && source.transport() == Transport::View {
+        return Err(Error::Mode { source_name: volume.source_name(), fault: ModeFault::View });
+    }
     refuse_source(site, &source, begun)?;
     let boot = system::boot_id().map_err(Error::Runtime)?;
     let header = JournalHeader {
@@ -231,10 +235,11 @@ async fn resume(
         None => return Err(daemon_fault(DaemonFault::Protocol)),
         Some(known) => Released::new(known, begun.keep),
     };
-    let source = SnapshotSource::open(&begun, descriptors, released.clone()).map_err(daemon_fault)?;
+    let source = SnapshotSource::open(&begun, descriptors, released.clone()).await.map_err(daemon_fault)?;
     refuse_source(&site, &source, &begun)?;
     let journal = claim.resume(&left);
     let job = Job {
+        transport: Some(source.transport()),
         source,
         source_name: volume.source_name(),
         session: Some(session),
@@ -246,7 +251,6 @@ async fn resume(
         resumed: true,
         boundary: left.boundary,
         engine: Engine::Read,
-        transport: Some(Transport::Descriptors),
         replace: request.replace || header.replace,
         verify: request.verify,
         state: request.state.clone(),

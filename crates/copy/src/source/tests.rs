@@ -52,12 +52,14 @@ fn source(directory: &std::path::Path, released: Released) -> SnapshotSource {
         direct: false,
         components: vec![Component { size: SIZE, access: Access::Descriptor, place: "/base".into() }],
         tiers: vec![Tier { size: 0, access: Access::Descriptor }],
+        view: None,
         released: None,
         scope: None,
     };
     let open = |name: &str| OwnedFd::from(File::open(directory.join(name)).unwrap());
     let files = ["map", "snapshots", "base", "cache"].map(open);
-    SnapshotSource::open(&begun, files.into(), released).unwrap()
+    let opened = SnapshotSource::open(&begun, files.into(), released);
+    Runtime::new(Backend::Auto).unwrap().block_on(opened).unwrap()
 }
 
 #[test]

@@ -371,6 +371,7 @@ impl Daemon {
                 place: self.base.clone().into(),
             }],
             tiers: vec![Tier { size: 0, access: Access::Descriptor }],
+            view: None,
             released: (!silent_of_released).then(|| self.released_page(0)),
             scope: None,
         };

@@ -50,11 +50,18 @@ pub(super) fn create(
         // Should this daemon die at once, the snapshot stands until it is deleted by hand.
         tracing::warn!(snapshot = %path, "its backup cannot be noted: {error}");
     }
+    let before = volume.losses();
     let creating = daemon
         .threads
         .run(move || async move { engine.create_snapshot_of(name.as_str(), kind, scope.as_deref()).await });
     match creating.blocking_recv().map_err(|_| stopped())? {
         Ok(info) => {
+            if let Err(refusal) = volume.settle_blocking(&daemon.threads, info.id, before) {
+                if let Err(error) = delete(daemon, volume, &path, info.id) {
+                    tracing::warn!(snapshot = %path, "left to the next start: {error}");
+                }
+                return Err(refused(FailureCode::Failed, refusal));
+            }
             volume.copy_snapshots();
             tracing::info!(snapshot = %path, pause_us = info.pause_ns / 1000, "created for a backup");
             Ok((path, info))

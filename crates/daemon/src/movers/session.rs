@@ -14,8 +14,9 @@ use tzero_engine::{MoverAtWork, SnapshotError, SnapshotInfo, SnapshotState};
 use tzero_io::descriptors;
 use tzero_originals::{Originals, SnapshotId};
 
-use super::files::open_for_mover;
+use super::files::{Handed, open_for_mover};
 use super::private::{Wanted, create, delete};
+use super::shown::Shown;
 use super::trouble::{Trouble, failed, refuse_broken, refused, serving, snapshot_trouble, stopped};
 use crate::backups::Backups;
 use crate::platform::Production;
@@ -28,6 +29,8 @@ struct Held {
     info: SnapshotInfo,
     /// There is a journal by which another mover can go on.
     resumable: bool,
+    /// What it reads, where it can have nothing else.
+    _view: Option<Shown>,
     /// Hosts may be slowed down as long as somebody makes space.
     _at_work: MoverAtWork<Production>,
 }
@@ -220,12 +223,14 @@ impl Session {
         settled.blocking_recv().map_err(|_| stopped())?;
 
         let record = volume.record.as_ref().ok_or_else(stopped)?;
-        let (files, components, tiers) = open_for_mover(&volume, record.direct).map_err(|error| {
-            refused(
-                FailureCode::Failed,
-                format!("the files of volume {} cannot be opened for a mover: {error}", volume.name),
-            )
-        })?;
+        let Handed { files, components, tiers, needs_view } =
+            open_for_mover(&volume, record.direct).map_err(|error| {
+                refused(
+                    FailureCode::Failed,
+                    format!("the files of volume {} cannot be opened for a mover: {error}", volume.name),
+                )
+            })?;
+        let view = needs_view.then(|| Shown::to(&self.daemon, &volume, info.id));
         let begun = Begun {
             protocol: PROTOCOL,
             volume: volume.name.to_string(),
@@ -248,12 +253,13 @@ impl Session {
             direct: record.direct,
             components,
             tiers,
+            view: view.as_ref().and_then(|view| view.uri(&self.daemon)),
             // Under the lease: nobody else releases, and what an earlier mover asked for is over.
             released: Some(released_page(&volume, info.id, 0)?),
             scope: info.scope.as_ref().map(|scope| scope.iter().map(|part| (part.start(), part.len())).collect()),
         };
         let at_work = serving(&volume)?.engine.mover_at_work();
-        self.held = Some(Held { lease, info, resumable, _at_work: at_work });
+        self.held = Some(Held { lease, info, resumable, _view: view, _at_work: at_work });
         let line = line_of(&Reply::Begun(Box::new(begun)));
         let sent = descriptors::send(&self.stream, &line, &files.iter().map(File::as_fd).collect::<Vec<_>>())?;
         Ok(self.stream.write_all(&line[sent..])?)

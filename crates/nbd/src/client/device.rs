@@ -64,9 +64,28 @@ impl NbdDevice {
         self.remote().common.agreed.can_flush()
     }
 
+    /// Whether the server says that its connections see each other's completed changes: then another program may read beside this one.
+    pub fn is_coherent(&self) -> bool {
+        self.remote().common.agreed.can_share()
+    }
+
     /// How many connections are used at most.
     pub fn connections(&self) -> usize {
         self.remote().lanes.len()
+    }
+
+    /// How many breaks may have lost changes that the server had acknowledged. Whoever compares this before and after
+    /// [`Self::settle`] knows of its own changes what a flush tells only one of several users.
+    pub fn losses(&self) -> u64 {
+        self.remote().losses()
+    }
+
+    /// Makes completed changes durable, as a flush does, but tells nobody of earlier losses: that is left to the next flush.
+    ///
+    /// # Errors
+    /// When the server says so, or changes may have been lost since this began.
+    pub async fn settle(&self) -> Result<(), Error> {
+        self.remote().settle().await
     }
 
     /// How many connections have broken so far.

@@ -43,13 +43,18 @@ impl Marks {
         Begun { acknowledged: self.acknowledged, known: self.told, tells: true }
     }
 
-    /// A write begins that a flush of ours is to make durable. It vouches for nothing else: earlier losses are left to be told.
+    /// A write begins that a flush of ours is to make durable, or such a flush for what is there. It vouches for nothing else: earlier losses are left to be told.
     pub(crate) fn begin_write(&self) -> Begun {
         Begun { acknowledged: self.acknowledged, known: self.losses, tells: false }
     }
 
     pub(crate) fn acknowledge(&mut self) {
         self.acknowledged += 1;
+    }
+
+    /// Breaks that may have lost something, so far.
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses
     }
 
     /// Whether a flush has something to do here.

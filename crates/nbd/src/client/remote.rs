@@ -152,6 +152,28 @@ impl Remote {
         (buffer, result)
     }
 
+    /// See [`Marks::losses`](super::marks::Marks::losses), over all connections.
+    pub(crate) fn losses(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.state().table.marks.losses()).sum()
+    }
+
+    /// See [`NbdDevice::settle`](super::NbdDevice::settle).
+    pub(crate) async fn settle(&self) -> Result<(), Error> {
+        if !self.common.agreed.can_flush() {
+            return Ok(());
+        }
+        let settle = |lane: &Arc<Lane>| {
+            let begun = {
+                let marks = &lane.state().table.marks;
+                marks.is_dirty().then(|| marks.begin_write())
+            };
+            begun.map(|begun| lane.submit(Command::new(Kind::Flush, 0, ByteRange::new(0, 0)), None, Some(begun)))
+        };
+        let answers = together(self.lanes.iter().filter_map(settle)).await;
+        let result = answers.into_iter().try_for_each(|answer| answer.result);
+        result.map_err(|failure| Error::new(Action::Flush, 0, 0, fault(failure)))
+    }
+
     async fn write_out_zeroes(&self, range: ByteRange, flags: u16) -> Result<(), Failure> {
         let most = ZERO_PIECE.min(self.common.agreed.largest.into());
         let write = |piece: ByteRange| async move {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::json;
-use tzero_api::control::{self, AddVolume, DEFAULT_GRAIN, Durability, VolumeState};
+use tzero_api::control::{self, AddVolume, DEFAULT_GRAIN, Durability, TierKind, VolumeState};
 use tzero_api::{Exit, Place, Size, StatePaths};
 
 use crate::cli::{Volume, VolumeAdd};
@@ -52,6 +52,11 @@ fn request(add: VolumeAdd) -> Result<AddVolume, Ending> {
             "the cache limit {limit} leaves no room for originals: give at least one grain ({grain})"
         )));
     }
+    if let Some(limit) = add.memory_limit.filter(|limit| *limit < grain) {
+        return Err(Ending::usage(format!(
+            "the memory limit {limit} leaves no room for originals: give at least one grain ({grain})"
+        )));
+    }
     let told = |path: &Path| match Place::from(path.to_owned()) {
         Place::Path(path) => recorded(&path, "the daemon's records name it").map(Place::Path),
         export @ Place::Export(_) => Ok(export),
@@ -62,7 +67,7 @@ fn request(add: VolumeAdd) -> Result<AddVolume, Ending> {
         grain: add.grain,
         cache_dir: add.cache_dir.as_deref().map(told).transpose()?,
         cache_limit: add.cache_limit,
-        memory_limit: None,
+        memory_limit: add.memory_limit,
         direct: add.direct,
         durability: Durability::Process,
         name: add.name,
@@ -122,9 +127,26 @@ fn show(volume: &control::Volume, output: Output) {
         bytes(volume.cache_file),
         limit(volume)
     ));
+    for tier in &volume.tiers {
+        let limit = tier.limit.map_or("-".into(), |limit| Size(limit).to_string());
+        output.line(format!(
+            "tier        {}: {} in use, limit {limit}, {}",
+            kind(tier.kind),
+            bytes(tier.used),
+            tier.place
+        ));
+    }
     output.line(format!("snapshots   {}", volume.snapshots));
     output.line(format!("clients     {}", volume.connections));
     output.line(format!("configured  {}", yes_no(volume.declared)));
+}
+
+fn kind(kind: TierKind) -> &'static str {
+    match kind {
+        TierKind::Memory => "memory",
+        TierKind::Disk => "disk",
+        TierKind::Nbd => "nbd",
+    }
 }
 
 fn state(state: VolumeState) -> &'static str {
