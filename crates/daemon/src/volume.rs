@@ -20,6 +20,7 @@ use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{RwLock, RwLockReadGuard};
 use tzero_api::{Name, SnapshotPath, is_private, sentence};
+use tzero_block::BlockDevice;
 use tzero_engine::{SnapshotInfo, SnapshotState};
 use tzero_originals::SnapshotId;
 
@@ -284,10 +285,25 @@ impl Volume {
         }
         let failed = |source| Refusal::Close { volume: self.name.clone(), source };
         let engine = Arc::clone(&serving.engine);
+        self.hear_of_losses(threads).await;
         let closed = threads.run(move || async move { engine.close().await }).await;
         closed.map_err(|_| failed(io::ErrorKind::Interrupted.into()))?.map_err(failed)?;
         let closed = Arc::clone(self);
         off_thread(move || closed.record_clean_stop()).await.map_err(failed)
+    }
+
+    /// Has a server of the base say what it may have lost, where the host never asked: that is no reason not to stop cleanly. What nobody had
+    /// flushed nobody was promised, and snapshots have no need of it.
+    async fn hear_of_losses(&self, threads: &DataThreads) {
+        let Ok(serving) = self.serving() else { return };
+        if serving.base.components.iter().all(|component| component.losses() == 0) {
+            return;
+        }
+        let engine = Arc::clone(&serving.engine);
+        let flushed = threads.run(move || async move { engine.base().flush().await }).await;
+        if let Ok(Err(error)) = flushed {
+            tracing::warn!(volume = %self.name, "{error}; nobody had asked for them to be durable");
+        }
     }
 
     /// Puts on record what the base looks like. Blocking.
