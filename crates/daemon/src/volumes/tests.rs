@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use tzero_block::Exports;
+use tzero_block::{Export, Exports};
 use tzero_engine::{SnapshotKind, SnapshotState};
 
 use super::*;
@@ -142,4 +142,79 @@ fn a_volume_that_is_served_by_now_is_not_removed_for_the_one_that_was_not() {
     assert!(matches!(deleted, Err(Refusal::BeingChanged(_))));
     assert_eq!(state(&volume), SnapshotState::Live);
     bench.end(&volumes);
+}
+
+/// A volume with a megabyte of memory for originals, of which a snapshot was overwritten, and the file in memory.
+fn remembering(bench: &Bench, boot: u8) -> std::path::PathBuf {
+    let (volumes, _) = bench.start(boot);
+    std::fs::write(bench.scratch.path().join("other"), vec![3; 1 << 20]).unwrap();
+    let base = bench.scratch.path().join("other");
+    let request =
+        AddVolume { memory_limit: Some(tzero_api::Size(1 << 20)), ..AddVolume::new("m".parse().unwrap(), base.into()) };
+    let volume = bench.runtime.block_on(volumes.add(&request)).unwrap();
+    let serving = volume.serving().unwrap();
+    let (engine, path) = (Arc::clone(&serving.engine), serving.tiers.memory.as_ref().unwrap().path.clone());
+    let written = volumes.threads.run(move || async move {
+        engine.create_snapshot("old", SnapshotKind::KEPT).await.unwrap();
+        let write = async |byte: u8, offset: u64| {
+            let session = engine.session();
+            session.write(offset, tzero_io::Buffer::copy_of(&[byte; 4096]), false).await.1.unwrap();
+        };
+        write(4, 0).await;
+        write(4, 8192).await;
+        engine.create_snapshot("new", SnapshotKind::KEPT).await.unwrap();
+        write(5, 0).await;
+    });
+    bench.runtime.block_on(written).unwrap();
+    drop(volume);
+    assert_eq!(bench.end(&volumes), 0);
+    path
+}
+
+/// The first byte of a grain of a view; `None` where it cannot be read.
+fn seen(bench: &Bench, volumes: &Arc<Volumes>, view: &str, offset: u64) -> Option<u8> {
+    let session = Offered(Arc::clone(volumes)).open(view).ok()?;
+    let read = volumes.threads.run(move || async move { session.read(offset, tzero_io::Buffer::zeroed(4096)).await });
+    let (bytes, result) = bench.runtime.block_on(read).unwrap();
+    result.ok().map(|()| bytes[0])
+}
+
+#[test]
+fn originals_in_memory_outlive_the_machine_after_a_clean_stop() {
+    let bench = Bench::new();
+    let memory = remembering(&bench, 2);
+    std::fs::remove_file(&memory).unwrap();
+    let (volumes, _) = bench.start(3);
+    let seen = |view, offset| seen(&bench, &volumes, view, offset);
+    assert_eq!([seen("m@old", 0), seen("m@old", 8192)], [Some(3); 2]);
+    assert_eq!([seen("m@new", 0), seen("m@new", 8192), seen("m", 0)], [Some(4), Some(4), Some(5)]);
+    assert!(!bench.scratch.path().join("state/volumes/m/originals-put-by").exists(), "memory has them again");
+    bench.end(&volumes);
+    std::fs::remove_file(memory).unwrap();
+}
+
+#[test]
+fn originals_in_memory_that_were_not_put_by_cost_who_needs_them() {
+    let bench = Bench::new();
+    let memory = remembering(&bench, 2);
+    std::fs::remove_file(&memory).unwrap();
+    // As if there had been time for two of the three.
+    let put_by = bench.scratch.path().join("state/volumes/m/originals-put-by");
+    let file = std::fs::OpenOptions::new().write(true).open(&put_by).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 4096 - 16).unwrap();
+    let (volumes, _) = bench.start(3);
+    let state =
+        |name: &str| volumes.get(&"m".parse().unwrap()).unwrap().snapshot(&name.parse().unwrap()).unwrap().state;
+    assert_eq!(state("old"), SnapshotState::Live, "what it needs was put by first");
+    let lost = SnapshotState::Broken { reason: tzero_originals::BrokenReason::MemoryLost, at: 0 };
+    assert_eq!(state("new"), lost);
+    let seen = |view, offset| seen(&bench, &volumes, view, offset);
+    assert_eq!([seen("m@old", 0), seen("m@old", 8192), seen("m@new", 0)], [Some(3), Some(3), None]);
+    bench.end(&volumes);
+    drop(volumes);
+    // The next start knows the new memory.
+    let (volumes, _) = bench.start(3);
+    assert_eq!(self::seen(&bench, &volumes, "m@old", 0), Some(3));
+    bench.end(&volumes);
+    std::fs::remove_file(memory).unwrap();
 }
