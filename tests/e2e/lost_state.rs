@@ -534,7 +534,7 @@ fn what_was_answered_is_there_after_a_power_loss() {
         let lost = after_power_loss(&scratch, &image, "added");
         let volume = lost.join("state/volumes/vol");
         let record: Value = serde_json::from_slice(&read(&volume.join("volume.json"))).expect("a whole record");
-        assert!(record["identity"].is_object(), "{record}");
+        assert!(record["bases"][0]["identity"].is_object(), "{record}");
         for file in ["state/map", "state/snapshots"] {
             assert!(volume.join(file).is_file(), "{file}");
         }

@@ -18,8 +18,8 @@ use tzero_block::{ByteRange, FileDevice, Mode};
 use tzero_copy::BackupSource;
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage, descriptors};
 use tzero_originals::{
-    BrokenReason, Epoch, FirstTier, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, Payload, RangeSet, Record,
-    RecordState, Sequence, SnapshotId, SnapshotTable,
+    BrokenReason, Epoch, FirstTier, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, Payload,
+    RangeSet, Record, RecordState, Sequence, SnapshotId, SnapshotTable,
 };
 
 pub const GRAIN: u64 = 4096;
