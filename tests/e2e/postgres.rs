@@ -1,10 +1,10 @@
 //! PostgreSQL for real: its files on ext4 on a loop device on a FUSE file of `qemu-storage-daemon`, which is a client of
 //! the export; a backup while pgbench runs; the restored image mounts, recovers, starts, is sound, and its books balance.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use e2e::disk::Disk;
 use e2e::mounts::{Loop, Mounted};
 use e2e::scratch::allocated;
 use e2e::{Daemon, MIB, Process, Program, Scratch};
@@ -78,68 +78,14 @@ fn own(path: &Path) {
     Program::new("chown").arg("postgres:").arg(path).ok();
 }
 
-/// What stands between the export and PostgreSQL's directory. Dropped from top to bottom.
-struct Disk {
-    mounted: Mounted,
-    _loop: Loop,
-    _qemu: FuseFile,
-}
-
-/// An export as a file. Dropping it ends its server in good order: a killed one would leave a dead mount behind.
-struct FuseFile {
-    server: Option<Process>,
-    at: PathBuf,
-}
-
-impl Drop for FuseFile {
-    fn drop(&mut self) {
-        let Some(server) = self.server.take() else { return };
-        server.signal(Signal::TERM);
-        let finished = server.wait();
-        let at = self.at.to_string_lossy();
-        let left = std::fs::read_to_string("/proc/mounts").is_ok_and(|mounts| mounts.contains(at.as_ref()));
-        if left {
-            Program::new("umount").arg("-l").arg(&self.at).ok();
-        }
-        if !std::thread::panicking() {
-            finished.exited(0);
-            assert!(!left, "it left its mount behind");
-        }
-    }
-}
-
-impl Disk {
-    fn of(scratch: &Scratch, daemon: &Daemon) -> Self {
-        let file = scratch.join("disk");
-        File::create(&file).expect("a file can be made");
-        let qemu = Program::new("qemu-storage-daemon")
-            .arg("--blockdev")
-            .arg(format!(
-                "driver=nbd,node-name=disk,server.type=unix,server.path={},export=vol,reconnect-delay=30",
-                daemon.socket().display()
-            ))
-            .arg("--export")
-            .arg(format!("type=fuse,id=export,node-name=disk,mountpoint={},writable=on", file.display()))
-            .start();
-        let mut qemu = FuseFile { server: Some(qemu), at: file.clone() };
-        let is_there = || std::fs::metadata(&file).is_ok_and(|found| found.len() == SIZE);
-        let server = qemu.server.as_mut().expect("it was just started");
-        server.until(is_there);
-        assert!(is_there(), "the FUSE file did not come: {}", server.stderr());
-        let device = Loop::over(&file);
-        Program::new("mkfs.ext4").args(["-q", "-F"]).arg(device.device()).ok();
-        let mounted = Mounted::device(device.device(), &scratch.join("mnt"));
-        Self { mounted, _loop: device, _qemu: qemu }
-    }
-}
-
 /// The whole story, with so much data, so many clients, and so many backups.
 fn story(scale: u32, clients: u32, backups: u32) {
     let scratch = Scratch::new();
     let base = scratch.sparse("base", SIZE);
     let daemon = Daemon::serving(&scratch, &base);
-    let disk = Disk::of(&scratch, &daemon);
-    let data = disk.mounted.join("data");
+    let disk = Disk::of(&scratch, &daemon, SIZE);
+    let mounted = disk.formatted(&scratch.join("mnt"));
+    let data = mounted.join("data");
     std::fs::create_dir(&data).expect("a directory can be made");
     own(&data);
     program("initdb").args(["--auth=trust", "--data-checksums", "-D"]).arg(&data).ok();
@@ -168,7 +114,7 @@ fn story(scale: u32, clients: u32, backups: u32) {
     let [accounts, others @ ..] = server.balances();
     assert_eq!(others, [accounts; 3], "the live books balance");
     server.stop();
-    drop(disk);
+    drop((mounted, disk));
     daemon.stop();
     for (index, (image, before, after)) in images.iter().enumerate() {
         comes_back(&scratch, index, image, *before, *after);

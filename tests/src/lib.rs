@@ -8,6 +8,7 @@
 //! 5. What a test needs and does not find is a failure that names it.
 
 pub mod daemon;
+pub mod disk;
 pub mod history;
 pub mod mounts;
 pub mod nbd;

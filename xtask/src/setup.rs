@@ -31,6 +31,7 @@ const NEEDS: &[Need] = &[
     need("nbdkit", Sign::Program("nbdkit"), &["--version"]),
     need("libnbd-bin", Sign::Program("nbdinfo"), &["--version"]),
     need("libnbd-bin", Sign::Program("nbdcopy"), &["--version"]),
+    need("libnbd-bin", Sign::Program("nbdfuse"), &["--version"]),
     need("python3-libnbd", Sign::PythonModule("nbd"), &[]),
     need("fio", Sign::Program("fio"), &["--version"]),
     need("qemu-utils", Sign::Program("qemu-img"), &["--version"]),
@@ -46,6 +47,8 @@ const NEEDS: &[Need] = &[
     need("mount", Sign::Program("mount"), &["--version"]),
     need("mount", Sign::Program("losetup"), &["--version"]),
     need("util-linux", Sign::Program("setpriv"), &["--version"]),
+    need("util-linux", Sign::Program("fincore"), &["--version"]),
+    need("util-linux", Sign::Program("fstrim"), &["--version"]),
 ];
 
 const fn need(package: &'static str, sign: Sign, version: &'static [&'static str]) -> Need {
