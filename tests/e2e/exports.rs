@@ -150,6 +150,61 @@ fn a_base_at_another_tzero_is_killed_and_comes_back() {
 }
 
 #[test]
+fn a_base_that_is_gone_for_good_costs_its_host_and_no_stop() {
+    let scratch = Scratch::new();
+    let base = scratch.random("base", MIB, 1);
+    let mut server = Server::start(Kind::Nbdkit, scratch.join("base.sock"), base);
+    let daemon = Daemon::start(&scratch);
+    let other = scratch.random("other", MIB, 2);
+    daemon.ok(&format!("volume add v {}", server.uri()));
+    daemon.ok(&format!("volume add w {}", other.display()));
+    let mut client = daemon.connect("v");
+    client.write(0, &[1; 512]).expect("a write");
+    server.kill();
+    let asked = std::time::Instant::now();
+    let late = std::thread::spawn(move || (client.read(4096, 512).map(drop), asked.elapsed()));
+    // Others are served meanwhile, on the same threads.
+    let mut elsewhere = daemon.connect("w");
+    for sector in 0..200 {
+        elsewhere.write(sector * 512, &[3; 512]).expect("another volume is no worse for it");
+    }
+    assert!(asked.elapsed() < std::time::Duration::from_secs(20), "{:?}", asked.elapsed());
+    let (read, waited) = late.join().expect("the reader does not panic");
+    assert!(matches!(read, Err(e2e::nbd::Failure::Refused(e2e::nbd::EIO))), "{read:?}");
+    assert!((25..60).contains(&waited.as_secs()), "{waited:?}");
+
+    // A request that waits for the server holds up no stop; without its base the stop cannot be clean.
+    let mut client = daemon.connect("v");
+    let _waits = std::thread::spawn(move || client.read(8192, 512).map(drop));
+    let finished = daemon.ends();
+    finished.exited(1);
+    assert!(finished.stderr.contains("without a clean stop"), "{finished}");
+}
+
+#[test]
+fn a_view_for_a_mover_is_a_secret() {
+    let load = Load::new(SIZE);
+    let server = Server::start(Kind::QemuNbd, load.scratch.join("base.sock"), load.scratch.join("base"));
+    let daemon = Daemon::start(&load.scratch);
+    daemon.ok(&format!("volume add vol {}", server.uri()));
+    let to = load.scratch.join("copy.img");
+    let mut mover = daemon.backup(&["vol", "--json", "--to", to.to_str().expect("a plain path")]).start();
+    let socket = daemon.socket();
+    let mut seen = false;
+    let look = || {
+        let list = Program::new("nbdinfo").args(["--list", &uri(&socket, "")]).run();
+        assert!(!list.stdout.contains("mover:"), "{list}");
+        seen = true;
+        false
+    };
+    let _ = mover.until(look);
+    assert!(seen);
+    mover.wait().exited(0);
+    assert!(e2e::nbd::Client::connect(&socket, "mover:00000000000000000000000000000000").is_err());
+    daemon.stop();
+}
+
+#[test]
 fn a_flush_after_a_break_fails_once() {
     let scratch = Scratch::new();
     let base = scratch.random("base", MIB, 1);

@@ -171,6 +171,20 @@ impl Daemon {
         check(&finished.stderr, &self.announced);
     }
 
+    /// Asks it to end, within ten seconds, however well it can; gives what it said. Its log is the test's affair.
+    ///
+    /// # Panics
+    /// When it takes longer.
+    #[must_use]
+    pub fn ends(mut self) -> crate::Finished {
+        let process = self.process.take().expect("the daemon was not stopped");
+        process.signal(Signal::TERM);
+        let asked = std::time::Instant::now();
+        let finished = process.wait();
+        assert!(asked.elapsed() < Duration::from_secs(10), "SIGTERM took {:?}\n{finished}", asked.elapsed());
+        finished
+    }
+
     /// Kills it without warning, and checks its log so far.
     pub fn kill(self) {
         self.process().signal(Signal::KILL);

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tzero_api::{Name, Place, StatePaths};
@@ -30,6 +30,14 @@ struct Record {
     #[serde(default)]
     bases: Vec<Base>,
     cache_dir: Option<Place>,
+    #[serde(default)]
+    memory: Option<Memory>,
+}
+
+/// Where originals in memory are.
+#[derive(Deserialize)]
+struct Memory {
+    path: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -60,7 +68,8 @@ pub(crate) fn refuse_registered(path: &Path, ground: &Ground, state: &Path, copi
         }
         let originals = record.cache_dir.as_ref().and_then(Place::path);
         let originals = originals.map(|directory| directory.join(format!("{name}-{}.originals", record.id)));
-        if originals.is_some_and(|originals| is_there(&originals)) {
+        let mut originals = originals.into_iter().chain(record.memory.map(|memory| memory.path));
+        if originals.any(|originals| is_there(&originals)) {
             return Err(refused(Holding::Originals));
         }
     }
@@ -158,6 +167,10 @@ mod tests {
         for name in ["first", "second"] {
             assert_eq!(refused(name, None), Some(("two".into(), Holding::Base)), "{name}");
         }
+        let memory = serde_json::json!({ "version": 2, "id": "2b", "bases": [], "memory": { "path": path("memory") } });
+        fs::create_dir_all(state.join("volumes/remembering")).unwrap();
+        fs::write(state.join("volumes/remembering").join(RECORD), memory.to_string()).unwrap();
+        assert_eq!(refused("memory", None), Some(("remembering".into(), Holding::Originals)));
         assert_eq!(refused("fast/v-1a.originals", None), Some(("v".into(), Holding::Originals)));
         assert_eq!((refused("new", None), refused("fast/new", None), refused("base", Some("v"))), (None, None, None));
     }

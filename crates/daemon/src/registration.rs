@@ -59,7 +59,7 @@ impl Volumes {
     fn refuse_exports(&self, request: &AddVolume) -> Result<(), Refusal> {
         let mut seen: Vec<Uri> = Vec::new();
         for uri in request.bases.iter().chain(&request.cache_dir).filter_map(Place::uri) {
-            let parsed = remote::parse(uri)?;
+            let parsed = remote::resolved(&remote::parse(uri)?);
             if seen.contains(&parsed) {
                 return Err(Refusal::ExportTwice(uri.into()));
             }
@@ -70,7 +70,9 @@ impl Volumes {
                 let record = volume.record.iter();
                 let mut places =
                     record.flat_map(|record| record.bases.iter().map(|base| &base.place).chain(&record.cache_dir));
-                places.any(|place| place.uri().is_some_and(|uri| uri.parse() == Ok(parsed.clone())))
+                places.any(|place| {
+                    place.uri().and_then(|uri| uri.parse().ok()).is_some_and(|uri| remote::resolved(&uri) == parsed)
+                })
             };
             // A volume of this name is the one that is being made.
             if let Some(volume) = self.all().into_iter().find(|volume| volume.name != request.name && uses(volume)) {

@@ -52,6 +52,12 @@ pub(crate) fn parse(uri: &str) -> Result<Uri, RemoteError> {
     uri.parse().map_err(|source| RemoteError::Uri { uri: uri.into(), source })
 }
 
+/// The same export by the path that its socket really has, to compare it with others.
+pub(crate) fn resolved(uri: &Uri) -> Uri {
+    let socket = uri.socket().and_then(|socket| std::fs::canonicalize(socket).ok());
+    socket.and_then(|socket| Uri::unix(&socket, uri.export()).ok()).unwrap_or_else(|| uri.clone())
+}
+
 impl Remote {
     /// Connects, once. Blocking.
     pub(crate) fn open(threads: &Arc<DataThreads>, uri: &str, purpose: Purpose) -> Result<Self, RemoteError> {

@@ -74,7 +74,8 @@ impl Wanted<'_> {
     }
 
     fn find_export(&self, uri: &str, known: Option<[u8; 16]>) -> Result<Found, CacheFault> {
-        let deadline = Instant::now() + if self.patience == Patience::None { Duration::ZERO } else { EXPORT };
+        // Whatever the patience with locks: after the wait its originals are given up.
+        let deadline = Instant::now() + EXPORT;
         let remote = loop {
             match Remote::open(self.threads, uri, Purpose::Cache) {
                 Ok(remote) => break remote,
@@ -88,8 +89,14 @@ impl Wanted<'_> {
                 }
             }
         };
-        let claimed = claim::of(&remote, self.grain);
-        Ok(match claimed.map_err(|source| ExportFault::Io { uri: uri.into(), source })? {
+        let claimed = match claim::of(&remote, self.grain) {
+            Ok(claimed) => claimed,
+            Err(source) => {
+                tracing::warn!("{}", ExportFault::Io { uri: uri.into(), source });
+                return Ok(Found::Unusable);
+            }
+        };
+        Ok(match claimed {
             Claimed::By { volume, token } if volume == self.volume => {
                 Found::Store { store: Store::Export(remote), is_other: known != Some(token) }
             }
