@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use e2e::daemon::Setting;
 use e2e::mounts::Mounted;
@@ -186,6 +187,43 @@ fn what_memory_there_must_be() {
     daemon.stop();
     let daemon = within(memory.path());
     assert!(daemon.contents("v@s") == t0);
+    daemon.ok("snapshot delete v@s");
+    daemon.ok("volume remove v");
+    daemon.stop();
+}
+
+#[test]
+fn the_forecast_counts_both_tiers() {
+    let scratch = Scratch::new();
+    let base = scratch.random("base", 16 * MIB, 1);
+    let daemon = Daemon::start(&scratch);
+    daemon.ok(&format!("volume add v {} --memory-limit 2M --cache-limit 6M", base.display()));
+    daemon.ok("snapshot create s v");
+    let mut client = daemon.connect("v");
+    // A host of a steady hundred first writes a second: full after 20.48 s.
+    let (pace, all) = (Duration::from_millis(10), 2048);
+    let begun = Instant::now();
+    let mut forecasts = Vec::new();
+    for grain in 0..all {
+        let due = begun + pace * grain;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        client.write(u64::from(grain) * GRAIN, &bytes(GRAIN as usize, u64::from(grain))).expect("the host goes on");
+        // In memory, and on disk.
+        if [400, 900].contains(&grain) {
+            let seconds = daemon.json("volume show v")["volume"]["full_in_seconds"].as_f64().expect("a forecast");
+            forecasts.push((Instant::now() + Duration::from_secs_f64(seconds), begun.elapsed()));
+        }
+    }
+    let full = Instant::now();
+    assert_eq!(daemon.json("snapshot show v@s")["snapshot"]["state"], "live", "just full");
+    for (forecast, asked) in forecasts {
+        let (off, left) = (forecast.max(full) - forecast.min(full), begun.elapsed() - asked);
+        assert!(off <= left / 4 + Duration::from_secs(1), "after {asked:?}: off by {off:?} of {left:?}");
+    }
+    client.write(u64::from(all) * GRAIN, &[1; GRAIN as usize]).expect("the host goes on");
+    assert_eq!(daemon.json("snapshot show v@s")["snapshot"]["state"], "broken");
+    drop(client);
+    e2e::waiting::until(|| daemon.json("volume show v")["volume"]["connections"] == 0);
     daemon.ok("snapshot delete v@s");
     daemon.ok("volume remove v");
     daemon.stop();
