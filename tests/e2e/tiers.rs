@@ -206,7 +206,7 @@ fn the_forecast_counts_both_tiers() {
     let mut forecasts = Vec::new();
     for grain in 0..all {
         let due = begun + pace * grain;
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        e2e::waiting::until(|| Instant::now() >= due);
         client.write(u64::from(grain) * GRAIN, &bytes(GRAIN as usize, u64::from(grain))).expect("the host goes on");
         // In memory, and on disk.
         if [400, 900].contains(&grain) {
