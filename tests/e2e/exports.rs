@@ -200,6 +200,17 @@ fn a_view_for_a_mover_is_a_secret() {
     let _ = mover.until(look);
     assert!(seen);
     mover.wait().exited(0);
+    // A part, in a mode that marks what it has had, reads it too; an outboard copy cannot be made of it.
+    let t0 = daemon.contents("vol");
+    let part = load.scratch.join("part.img");
+    let line = format!("backup vol --scope vol:100000+5000 --mode reconciled --json --to {}", part.display());
+    let copied = daemon.run(&line);
+    copied.exited(0);
+    assert_eq!(result(&copied)["copy"]["transport"], "view");
+    assert!(read(&part)[100_000..105_000] == t0[100_000..105_000]);
+    daemon.ok("snapshot create s vol");
+    let outboard = format!("backup vol@s --mode outboard --to {}", load.scratch.join("no.img").display());
+    assert!(daemon.refuses(2, &outboard).contains("outboard"));
     assert!(e2e::nbd::Client::connect(&socket, "mover:00000000000000000000000000000000").is_err());
     daemon.stop();
 }

@@ -18,6 +18,8 @@ pub(crate) struct Session {
     kind: Kind,
     /// Where the host's changes are counted, and its grain as a power of two.
     counted: Option<(Arc<Filling>, u32)>,
+    /// What is delivered has been had. A mover says so itself, once it is safe in its destination.
+    consumes: bool,
     _used: Use,
 }
 
@@ -66,6 +68,7 @@ impl Exports for Offered {
                     return Ok(Session {
                         kind: Kind::Host(serving.engine.session()),
                         counted,
+                        consumes: true,
                         _used: volume.used(None),
                     });
                 };
@@ -75,7 +78,7 @@ impl Exports for Offered {
                     Originals::Keep => volume.used(Some(info.id)),
                     Originals::Release => volume.used_alone(info.id).ok_or(ExportError::Busy)?,
                 };
-                Ok(Session { kind: Kind::View(view), counted: None, _used: used })
+                Ok(Session { kind: Kind::View(view), counted: None, consumes: true, _used: used })
             })
             .ok_or(ExportError::Unknown)?
     }
@@ -89,7 +92,7 @@ impl Offered {
             let serving = volume.whole().map_err(|_| ExportError::Unknown)?;
             let info = serving.engine.snapshot_by_id(id).ok_or(ExportError::Unknown)?;
             let view = serving.engine.view(&info.name).map_err(|_| ExportError::Unknown)?;
-            Ok(Session { kind: Kind::View(view), counted: None, _used: volume.used(Some(id)) })
+            Ok(Session { kind: Kind::View(view), counted: None, consumes: false, _used: volume.used(Some(id)) })
         });
         Some(opened.unwrap_or(Err(ExportError::Unknown)))
     }
@@ -124,7 +127,9 @@ impl Export for Session {
     }
 
     fn delivered(&self, range: ByteRange) {
-        delegate!(self, session => session.delivered(range))
+        if self.consumes {
+            delegate!(self, session => session.delivered(range));
+        }
     }
 
     async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), ExportError>) {
