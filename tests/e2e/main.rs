@@ -17,6 +17,7 @@ mod full;
 mod hangs;
 mod harness;
 mod kill;
+mod ladder;
 mod libnbd;
 mod load;
 mod lost_state;

@@ -50,6 +50,11 @@ const LANES: &[Lane] = &[
         shows: "a reader that stalls for ever leaves the host's first-touch p99 as it was",
     },
     Lane {
+        name: "ladder",
+        filter: "test(/^ladder::lane::/)",
+        shows: "8 MiB of memory, 64 MiB of disk, then full, under load: order, forecast, latency, and what each rung is worth",
+    },
+    Lane {
         name: "soak",
         filter: "test(/^soak::lane::/)",
         shows: "snapshots, deletions and backups for TZERO_SOAK_MINUTES (default 10), memory and disk bounded",

@@ -96,6 +96,8 @@ pub struct BackupRequest {
     pub scope: Vec<Part>,
     /// What gives when the original cache is full, of a snapshot that is taken for this copy.
     pub on_full: Option<OnFull>,
+    /// Go first where originals are when the original cache is short of space; only tests do without.
+    pub hurries: bool,
     /// What stands at the destination may be replaced by the finished copy.
     pub replace: bool,
     /// Go on with the unfinished copy at the destination.

@@ -14,6 +14,7 @@ const COUNT_AGAIN: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 struct State {
     needed: Cell<bool>,
+    never: Cell<bool>,
     /// How many originals each chunk has.
     originals: RefCell<BTreeMap<u64, u64>>,
     counted: Cell<Option<Instant>>,
@@ -26,7 +27,12 @@ pub(crate) struct Hurry(Rc<State>);
 impl Hurry {
     /// What the daemon said last.
     pub(crate) fn set(&self, needed: bool) {
-        self.0.needed.set(needed);
+        self.0.needed.set(needed && !self.0.never.get());
+    }
+
+    /// Whatever the daemon says.
+    pub(crate) fn never(&self) {
+        self.0.never.set(true);
     }
 
     pub(crate) fn is_needed(&self) -> bool {

@@ -28,6 +28,7 @@ fn child() {
         outboard: Default::default(),
         scope: Vec::new(),
         on_full: None,
+        hurries: true,
         replace: false,
         resume: false,
         verify: true,

@@ -27,7 +27,7 @@ use crate::directory::{StateDirectory, StateError};
 use crate::exports::Offered;
 use crate::listener::{self, ListenError};
 use crate::opening::{self, Opening};
-use crate::platform::{CrashPlan, CrashPlanError};
+use crate::platform::{CrashPlan, CrashPlanError, Without, WithoutError};
 use crate::record::RecordError;
 use crate::service::Daemon;
 use crate::signals::Signals;
@@ -74,6 +74,9 @@ pub enum ServeError {
     /// A crash test that is none.
     #[error("{0}")]
     CrashPlan(#[from] CrashPlanError),
+    /// A test of the ladder that is none.
+    #[error("{0}")]
+    Without(#[from] WithoutError),
     /// The end took too long, or a volume could not be closed.
     #[error(
         "the daemon ended without a clean stop of every volume: after a power failure their snapshots would be lost"
@@ -85,7 +88,7 @@ impl ServeError {
     /// How the command ends.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::CrashPlan(_) => Exit::Usage,
+            Self::CrashPlan(_) | Self::Without(_) => Exit::Usage,
             _ => Exit::Failed,
         }
     }
@@ -102,10 +105,10 @@ impl From<RecordError> for ServeError {
 /// # Errors
 /// See [`ServeError`].
 pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> Result<(), ServeError> {
-    let crash = CrashPlan::from_environment()?;
+    let (crash, without) = (CrashPlan::from_environment()?, Without::from_environment()?);
     let signals = Signals::listen()?;
     let state = StateDirectory::open(&options.state)?;
-    let opening = Opening { boot_id: tzero_io::system::boot_id()?, crash };
+    let opening = Opening { boot_id: tzero_io::system::boot_id()?, crash, without };
     let threads = Arc::new(DataThreads::start()?);
     let volumes = Volumes::new(state.paths().clone(), Arc::clone(&threads), opening, options.lies_on);
     let daemon = Arc::new(Daemon {

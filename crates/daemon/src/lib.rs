@@ -62,5 +62,5 @@ pub use config::{Config, ConfigError, VolumeConfig};
 pub use daemon::{ServeError, ServeOptions, serve};
 pub use directory::StateError;
 pub use listener::ListenError;
-pub use platform::CrashPlanError;
+pub use platform::{CrashPlanError, WithoutError};
 pub use volumes::LiesOn;

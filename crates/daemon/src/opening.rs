@@ -18,7 +18,7 @@ use crate::held::Held;
 use crate::identity::{BaseIdentity, CleanStop, Difference};
 use crate::inspection::is_passing;
 use crate::memory;
-use crate::platform::{CrashPlan, Engine, Production};
+use crate::platform::{CrashPlan, Engine, Production, Without};
 use crate::readiness::{self, Known, NotReady, Ready};
 use crate::record::{VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
@@ -33,6 +33,8 @@ const UNLIMITED: u64 = 8 << 40;
 pub(crate) struct Opening {
     pub(crate) boot_id: [u8; 16],
     pub(crate) crash: Option<Arc<CrashPlan>>,
+    /// Rungs that a test takes out of the ladder.
+    pub(crate) without: Without,
 }
 
 /// What an open base is, compared with the one that was left.
@@ -204,7 +206,7 @@ pub(crate) async fn open_engine(
         map_shape: MapShape::DEFAULT,
         cache: ready.options.clone(),
     };
-    let platform = Production { crash: opening.crash.clone() };
+    let platform = Production { crash: opening.crash.clone(), without: opening.without.clone() };
     let storage = Directory::new(directory.engine());
     let opened =
         threads.run(move || async move { Engine::open(platform, device, cache, storage, options).await }).await;

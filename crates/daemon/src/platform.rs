@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tzero_block::Concat;
-use tzero_engine::{Platform, Point};
+use tzero_engine::{Platform, Point, Rung};
 use tzero_io::{Directory, system};
 use tzero_nbd::AnyDevice;
 
@@ -50,12 +50,39 @@ impl CrashPlan {
     }
 }
 
+/// Environment variable of tests of the ladder: the names of rungs that it is to do without, with commas between them.
+const WITHOUT: &str = "TZERO_TEST_WITHOUT";
+
+/// Rungs that a test takes out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Without(Arc<[Rung]>);
+
+/// Why rungs are none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{WITHOUT}={0:?} is not a list of rungs: hurry, reuse, slow-down, wait, break-largest, with commas")]
+pub struct WithoutError(String);
+
+impl Without {
+    /// Those of the environment.
+    pub(crate) fn from_environment() -> Result<Self, WithoutError> {
+        Self::parse(&std::env::var(WITHOUT).unwrap_or_default())
+    }
+
+    fn parse(text: &str) -> Result<Self, WithoutError> {
+        // To hurry is the mover's.
+        let words = text.split(',').filter(|word| !word.is_empty() && *word != "hurry");
+        let rungs = words.map(|word| Rung::ALL.iter().find(|(name, _)| *name == word).map(|(_, rung)| *rung));
+        Ok(Self(rungs.collect::<Option<_>>().ok_or_else(|| WithoutError(text.into()))?))
+    }
+}
+
 /// The engine of one volume.
 pub(crate) type Engine = tzero_engine::Volume<Production>;
 
 /// The real platform.
 pub(crate) struct Production {
     pub(crate) crash: Option<Arc<CrashPlan>>,
+    pub(crate) without: Without,
 }
 
 impl Platform for Production {
@@ -75,6 +102,10 @@ impl Platform for Production {
         system::random_id()
     }
 
+    fn has_rung(&self, rung: Rung) -> bool {
+        !self.without.0.contains(&rung)
+    }
+
     fn point(&self, point: Point) -> impl Future<Output = ()> {
         if let Some(crash) = &self.crash {
             crash.pass(point);
@@ -86,6 +117,14 @@ impl Platform for Production {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rungs_have_names() {
+        let without = Without::parse("wait,hurry,reuse").unwrap();
+        assert_eq!(*without.0, [Rung::Wait, Rung::Reuse]);
+        assert!(Without::parse("").unwrap().0.is_empty());
+        assert!(Without::parse("wait,nothing").is_err() && Without::parse("wait ").is_err());
+    }
 
     #[test]
     fn plans_name_a_point_and_a_count() {

@@ -40,6 +40,29 @@ const MOST_LOOKS: u32 = 500;
 /// The cache is nearly full from this share of its slots on, in percent.
 const NEARLY_FULL: u64 = 80;
 
+/// A rung, by the name under which a test takes it out to see what it is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rung {
+    /// Slots of originals that their consumer has had are used again.
+    Reuse,
+    /// First writes are slowed down while the cache is nearly full.
+    SlowDown,
+    /// First writes wait while it is full.
+    Wait,
+    /// The snapshot with the most originals of its own breaks first.
+    BreakLargest,
+}
+
+impl Rung {
+    /// All of them, with their names in tests.
+    pub const ALL: [(&str, Self); 4] = [
+        ("reuse", Self::Reuse),
+        ("slow-down", Self::SlowDown),
+        ("wait", Self::Wait),
+        ("break-largest", Self::BreakLargest),
+    ];
+}
+
 /// How full the original cache is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pressure {
@@ -95,7 +118,7 @@ impl<P: Platform> Volume<P> {
 
     /// Rung 4's slowing down: before anything is claimed.
     pub(crate) async fn slow_down(&self) {
-        if self.movers.load(Ordering::Acquire) == 0 {
+        if self.movers.load(Ordering::Acquire) == 0 || !self.platform.has_rung(Rung::SlowDown) {
             return;
         }
         let Pressure { used, limit, nearly_full } = self.pressure();
@@ -113,7 +136,7 @@ impl<P: Platform> Volume<P> {
 
     /// A save of these grains found the cache full.
     pub(crate) async fn make_room(&self, grains: &[GrainIndex], tag: Epoch, patience: &mut Patience) -> Room {
-        if self.reuse_delivered().await
+        if self.platform.has_rung(Rung::Reuse) && self.reuse_delivered().await
             || self.wait_for_space(grains, tag, patience).await
             || self.wait_for_given_back(patience).await
         {
@@ -153,7 +176,8 @@ impl<P: Platform> Volume<P> {
             now + self.needing_any(grains, tag).iter().map(wait).max().unwrap_or(0)
         });
         let freed = self.freed.listen();
-        if now >= until || self.movers.load(Ordering::Acquire) == 0 {
+        let waits = self.movers.load(Ordering::Acquire) > 0 && self.platform.has_rung(Rung::Wait);
+        if now >= until || !waits {
             return false;
         }
         self.platform.observe(Event::WaitedForSpace);
@@ -188,6 +212,9 @@ impl<P: Platform> Volume<P> {
 
     /// The snapshot whose end frees the most, those that break at once first; none where nobody's end would free anything.
     async fn most_unique(&self) -> Option<Arc<Snapshot>> {
+        if !self.platform.has_rung(Rung::BreakLargest) {
+            return None;
+        }
         let candidates: Vec<_> =
             self.snapshots.all().into_iter().filter(|snapshot| self.may_make_room(snapshot)).collect();
         let unique = if candidates.is_empty() { BTreeMap::new() } else { self.unique_bytes_gently().await };

@@ -23,7 +23,7 @@ mod volume;
 
 pub use control::{SnapshotKind, is_valid_name};
 pub use host::HostSession;
-pub use ladder::{MOST_SLOWED, MoverAtWork, Pressure};
+pub use ladder::{MOST_SLOWED, MoverAtWork, Pressure, Rung};
 pub use platform::Platform;
 pub use points::{Event, Planted, Point};
 pub use recovery::{MAP_NAME, TABLE_NAME};

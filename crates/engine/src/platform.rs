@@ -6,6 +6,7 @@ use std::time::Duration;
 use tzero_block::BlockDevice;
 use tzero_io::Storage;
 
+use crate::ladder::Rung;
 use crate::points::{Event, Planted, Point};
 
 /// Devices, state, clocks and hooks of one volume.
@@ -40,6 +41,11 @@ pub trait Platform: Send + Sync + 'static {
     /// A moment at which others may run.
     fn point(&self, _point: Point) -> impl Future<Output = ()> {
         ready(())
+    }
+
+    /// Whether the ladder for a full cache has this rung. Only tests take one out.
+    fn has_rung(&self, _rung: Rung) -> bool {
+        true
     }
 
     /// Whether a fault is planted.

@@ -93,9 +93,12 @@ impl Captures {
         self.settle().await
     }
 
-    /// Gives the session back without reporting, if it is still good.
+    /// Gives the session back without reporting. A report that was refused does not end it.
     pub(crate) async fn abort(mut self) -> Option<Session> {
         self.waiting.clear();
-        self.settle().await.ok()
+        match self.settle().await {
+            Ok(session) => Some(session),
+            Err(_) => self.idle.take(),
+        }
     }
 }

@@ -20,7 +20,7 @@ use crate::placement::Identity;
 use crate::released::Released;
 use crate::session::{Opened, Session};
 use crate::site::Site;
-use crate::source::SnapshotSource;
+use crate::source::{SnapshotSource, Source};
 use crate::{Cancel, CopyId, Error, ModeAsked, Observer, Timestamp, hex};
 
 /// What the daemon knows the source by.
@@ -102,7 +102,7 @@ pub(crate) async fn backup(
         observer,
         cancel,
     };
-    run(job).await
+    run(job, request.hurries).await
 }
 
 /// What a volume is copied by, given what was asked for.
@@ -114,7 +114,10 @@ fn mode_of(asked: ModeAsked) -> ModeUsed {
     }
 }
 
-async fn run(job: Job<'_, SnapshotSource>) -> Result<BackupOutcome, Error> {
+async fn run(job: Job<'_, SnapshotSource>, hurries: bool) -> Result<BackupOutcome, Error> {
+    if !hurries {
+        job.source.hurry().never();
+    }
     let finished = match job.journal.header.mode_used {
         ModeUsed::Outboard => job.run_with(async |job| job.copy_outboard().await, Judgement::default).await,
         _ => job.run(Judgement::default).await,
@@ -257,7 +260,7 @@ async fn resume(
         observer,
         cancel,
     };
-    run(job).await
+    run(job, request.hurries).await
 }
 
 fn outcome(finished: Finished) -> BackupOutcome {

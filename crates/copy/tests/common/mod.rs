@@ -90,6 +90,7 @@ impl Place {
             outboard: Default::default(),
             scope: Vec::new(),
             on_full: None,
+            hurries: true,
             replace: false,
             resume: false,
             verify: false,

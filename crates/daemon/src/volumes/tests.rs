@@ -35,7 +35,7 @@ impl Bench {
     fn start(&self, boot: u8) -> (Arc<Volumes>, Arc<Volume>) {
         let threads = Arc::new(DataThreads::start().unwrap());
         let paths = StatePaths::new(self.scratch.path().join("state"));
-        let opening = Opening { boot_id: [boot; 16], crash: None };
+        let opening = Opening { boot_id: [boot; 16], crash: None, without: Without::default() };
         let volumes = Arc::new(Volumes::new(paths, threads, opening, lies_nowhere));
         self.runtime.block_on(async {
             volumes.start(&Default::default()).await.unwrap();

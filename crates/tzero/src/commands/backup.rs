@@ -19,6 +19,10 @@ use crate::paths::{absolute, recorded};
 use crate::progress::Progress;
 use crate::scope;
 
+/// Environment variable of tests of the ladder for a full cache, and the rung in it that is the mover's; see `tzero serve` for the others.
+const WITHOUT: &str = "TZERO_TEST_WITHOUT";
+const HURRY: &str = "hurry";
+
 pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
     let [asked] = command.source.as_slice() else {
         return Err(Ending::usage(format!(
@@ -45,6 +49,7 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
         outboard,
         scope,
         on_full: command.on_full,
+        hurries: !std::env::var(WITHOUT).is_ok_and(|without| without.split(',').any(|rung| rung == HURRY)),
         replace: command.replace,
         resume: command.resume,
         verify: command.verify,
