@@ -16,6 +16,7 @@ mod failed;
 mod full;
 mod hangs;
 mod harness;
+mod jobs;
 mod kill;
 mod ladder;
 mod libnbd;

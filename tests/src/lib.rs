@@ -7,6 +7,7 @@
 //! 4. Waiting is for a line, an exit or a condition, always up to a limit; never for a time.
 //! 5. What a test needs and does not find is a failure that names it.
 
+pub mod control;
 pub mod daemon;
 pub mod disk;
 pub mod history;

@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use crate::control::{AddVolume, CreateSnapshot, Forecast, Snapshot, Status, Volume};
+use crate::jobs::{Job, StartRestore};
 use crate::{Exit, Failure, Name, SnapshotPath, StatePaths, route};
 
 /// How long connecting may take.
@@ -189,6 +190,38 @@ impl Client {
     /// See [`ClientError`].
     pub fn snapshot_map(&self, path: &SnapshotPath) -> Result<Bytes, ClientError> {
         self.call(Method::GET, &route::snapshot_map(path), Bytes::new())
+    }
+
+    /// Has the daemon restore a copy. What comes of it is for [`Client::job`] to ask.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn start_restore(&self, restore: &StartRestore) -> Result<Job, ClientError> {
+        self.post(route::RESTORES, restore)
+    }
+
+    /// All jobs that the daemon remembers, oldest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn jobs(&self) -> Result<Vec<Job>, ClientError> {
+        self.get(route::JOBS)
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn job(&self, id: &str) -> Result<Job, ClientError> {
+        self.get(&route::job(id))
+    }
+
+    /// Tells a job to stop, in good order; forgets one that is over. Gives what it was.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn cancel_job(&self, id: &str) -> Result<Job, ClientError> {
+        self.delete(&route::job(id))
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

@@ -9,6 +9,7 @@
 mod client;
 pub mod control;
 mod failure;
+pub mod jobs;
 pub mod mover;
 mod name;
 mod on_full;

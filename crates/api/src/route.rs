@@ -11,6 +11,10 @@
 //! | POST | [`VOLUME_SNAPSHOTS`] | [`CreateSnapshot`](crate::control::CreateSnapshot) | [`Snapshot`](crate::control::Snapshot) |
 //! | GET, DELETE | [`SNAPSHOT`] | – | [`Snapshot`](crate::control::Snapshot) |
 //! | GET | [`SNAPSHOT_MAP`] | – | text, a line per entry: unit, block, state, cache offset, tab-separated |
+//! | POST | [`RESTORES`] | [`StartRestore`](crate::jobs::StartRestore) | [`Job`](crate::jobs::Job) |
+//! | GET | [`JOBS`] | – | list of [`Job`](crate::jobs::Job) |
+//! | GET | [`JOB`] | – | [`Job`](crate::jobs::Job) |
+//! | DELETE | [`JOB`] | – | [`Job`](crate::jobs::Job), told to stop; one that is over is forgotten |
 //!
 //! A refusal has a status of 4xx or 5xx and a [`Failure`](crate::Failure) as its body.
 
@@ -32,6 +36,18 @@ pub const VOLUME_SNAPSHOTS: &str = "/v1/volumes/{volume}/snapshots";
 pub const SNAPSHOT: &str = "/v1/volumes/{volume}/snapshots/{snapshot}";
 /// What was saved for one snapshot.
 pub const SNAPSHOT_MAP: &str = "/v1/volumes/{volume}/snapshots/{snapshot}/map";
+
+/// Restores, to be begun.
+pub const RESTORES: &str = "/v1/restores";
+/// All that was begun.
+pub const JOBS: &str = "/v1/jobs";
+/// One of it.
+pub const JOB: &str = "/v1/jobs/{job}";
+
+/// [`JOB`] of a job.
+pub fn job(id: &str) -> String {
+    JOB.replace("{job}", id)
+}
 
 /// [`VOLUME`] of a volume.
 pub fn volume(name: &Name) -> String {

@@ -12,10 +12,11 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path as Parts, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use tokio::net::UnixListener;
 use tzero_api::control::{self, AddVolume, CreateSnapshot, Forecast, Snapshot, Status};
+use tzero_api::jobs::{Job, StartRestore};
 use tzero_api::{Code, Failure, Name, SnapshotPath, is_private, route};
 use tzero_engine::{SnapshotError, SnapshotInfo, SnapshotKind};
 use tzero_originals::{Originals, SnapshotId};
@@ -53,6 +54,9 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> std::i
         .route(route::VOLUME_SNAPSHOTS, get(volume_snapshots).post(create_snapshot))
         .route(route::SNAPSHOT, get(snapshot).delete(delete_snapshot))
         .route(route::SNAPSHOT_MAP, get(snapshot_map))
+        .route(route::RESTORES, post(start_restore))
+        .route(route::JOBS, get(jobs))
+        .route(route::JOB, get(job).delete(cancel_job))
         .fallback(unknown)
         .layer(DefaultBodyLimit::max(LONGEST_BODY))
         .with_state(daemon);
@@ -251,6 +255,26 @@ async fn snapshot_map(State(daemon): Shared, Parts(parts): Parts<(String, String
         };
     }
     Ok(([(header::CONTENT_TYPE, "text/tab-separated-values")], text).into_response())
+}
+
+async fn start_restore(State(daemon): Shared, body: Body) -> Answer<Job> {
+    let request: StartRestore = parsed(body)?;
+    let jobs = Arc::clone(&daemon.jobs);
+    let job = off_thread(move || jobs.start(request)).await?;
+    tracing::info!(job = job.id, copy = job.restore.copy, target = job.restore.target, "restore begun");
+    Ok(Json(job))
+}
+
+async fn jobs(State(daemon): Shared) -> Answer<Vec<Job>> {
+    Ok(Json(daemon.jobs.list()))
+}
+
+async fn job(State(daemon): Shared, Parts(id): Parts<String>) -> Answer<Job> {
+    daemon.jobs.get(&id).map(Json)
+}
+
+async fn cancel_job(State(daemon): Shared, Parts(id): Parts<String>) -> Answer<Job> {
+    daemon.jobs.cancel(&id).map(Json)
 }
 
 fn find(daemon: &Daemon, (volume, snapshot): (String, String)) -> Result<(Arc<Volume>, SnapshotPath), Refusal> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! signals are heard ─▶ lock the state ─▶ data threads ─▶ volumes (recovery) ─▶ sockets ─▶ ready
-//!   signal, at any time ─▶ no new client ─▶ requests in flight end ─▶ volumes are closed (clean stop on record) ─▶ sockets go
+//!   signal, at any time ─▶ jobs end ─▶ no new client ─▶ requests in flight end ─▶ volumes are closed (clean stop on record) ─▶ sockets go
 //! ```
 //! A volume whose requests do not end in time is left as it is: no clean stop is recorded of it, and the daemon says so and exits 1. What
 //! happens where even that hangs is in `signals`.
@@ -25,13 +25,14 @@ use crate::address::Address;
 use crate::config::Config;
 use crate::directory::{StateDirectory, StateError};
 use crate::exports::Offered;
+use crate::jobs::Jobs;
 use crate::listener::{self, ListenError};
 use crate::opening::{self, Opening};
 use crate::platform::{CrashPlan, CrashPlanError, Without, WithoutError};
 use crate::record::RecordError;
 use crate::service::Daemon;
 use crate::signals::Signals;
-use crate::threads::DataThreads;
+use crate::threads::{DataThreads, off_thread};
 use crate::volumes::{LiesOn, Volumes};
 use crate::{control, movers, notify, shrinking};
 
@@ -52,6 +53,8 @@ pub struct ServeOptions {
     pub config: Config,
     /// Where to listen, instead of where the configuration says; both empty: on the state directory's socket.
     pub nbd: Vec<Address>,
+    /// This program: it restores where a client of the control interface asks for it.
+    pub program: PathBuf,
     /// Whether bytes written at a path would land on an open file or device.
     pub lies_on: LiesOn,
 }
@@ -115,6 +118,7 @@ pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> Result<(), ServeErr
         paths: state.paths().clone(),
         threads: Arc::clone(&threads),
         volumes: Arc::new(volumes),
+        jobs: Arc::new(Jobs::new(options.program.clone(), state.paths().root())),
         notices: opening::place_notice("state directory", state.paths().root()).into_iter().collect(),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -202,6 +206,9 @@ fn wanted(options: &ServeOptions, paths: &StatePaths) -> Vec<Address> {
 /// Lets requests in flight end and closes the volumes; says whether every one was closed in good order.
 async fn stop(daemon: &Daemon, server: &Server<Offered>) -> bool {
     daemon.volumes.stopping.store(true, Ordering::Release);
+    // First those that may be clients of its own; while they are served they end quickly.
+    let jobs = Arc::clone(&daemon.jobs);
+    off_thread(move || jobs.stop()).await;
     server.shut_down();
     if tokio::time::timeout(CONNECTIONS, server.ended()).await.is_err() {
         tracing::warn!("{} clients did not end in time", server.connections());

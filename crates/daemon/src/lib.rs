@@ -26,6 +26,7 @@ mod filling;
 mod held;
 mod identity;
 mod inspection;
+mod jobs;
 mod listener;
 mod loops;
 mod maintenance;

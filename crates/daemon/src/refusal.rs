@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use tzero_api::{Code, Failure, Name, Place, SnapshotPath, Unfit, sentence};
+use tzero_api::jobs::UnfitRestore;
+use tzero_api::{Code, Failure, Name, SnapshotPath, Unfit, sentence};
 use tzero_engine::SnapshotError;
 use tzero_originals::ComponentsError;
 
@@ -116,6 +118,14 @@ pub(crate) enum Refusal {
     Close { volume: Name, source: std::io::Error },
     #[error("the snapshot {path} cannot be made or changed: {source}")]
     Snapshot { path: SnapshotPath, source: SnapshotError },
+    #[error("there is no job {0}: a list of all is at /v1/jobs")]
+    NoJob(Box<str>),
+    #[error("{0}")]
+    UnfitRestore(#[from] UnfitRestore),
+    #[error("{0} restores are running already: wait for one to end")]
+    TooManyJobs(usize),
+    #[error("the process of a restore cannot be started: {0}")]
+    JobNotStarted(#[source] std::io::Error),
     #[error("the daemon is stopping: try again when it runs")]
     Stopping,
     #[error("the snapshot cannot be deleted from the records of volume {volume}: {source}")]
@@ -140,8 +150,13 @@ impl Refusal {
             | Self::BaseTaken { .. }
             | Self::BaseOverlaps { .. }
             | Self::ExportTaken { .. } => Code::Taken,
+            Self::NoVolume(_) | Self::NoSnapshot(_) | Self::NoJob(_) => Code::Unknown,
+            Self::VolumeTaken(_) | Self::SnapshotTaken(_) | Self::BaseTaken { .. } | Self::BaseOverlaps { .. } => {
+                Code::Taken
+            }
             Self::Reserved(_)
             | Self::Unfit(_)
+            | Self::UnfitRestore(_)
             | Self::BaseTwice(_)
             | Self::ExportTwice(_)
             | Self::OwnExport(_)
@@ -158,6 +173,7 @@ impl Refusal {
             Self::HasSnapshots { .. }
             | Self::HasClients { .. }
             | Self::BeingChanged(_)
+            | Self::TooManyJobs(_)
             | Self::CacheLocked { .. }
             | Self::Base(BaseError::Locked(_) | BaseError::InUse(_) | BaseError::InUseThrough { .. }) => Code::Busy,
             Self::NotServed { .. } | Self::BaseShrank { .. } | Self::Stopping | Self::Closed(_) | Self::NoPlace(_) => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tzero_api::StatePaths;
 
 use crate::address::Address;
+use crate::jobs::Jobs;
 use crate::threads::DataThreads;
 use crate::volumes::Volumes;
 
@@ -13,6 +14,7 @@ pub(crate) struct Daemon {
     pub(crate) paths: StatePaths,
     pub(crate) threads: Arc<DataThreads>,
     pub(crate) volumes: Arc<Volumes>,
+    pub(crate) jobs: Arc<Jobs>,
     /// What the operator should know of the state directory, a sentence each.
     pub(crate) notices: Vec<String>,
 }

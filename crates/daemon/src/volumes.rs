@@ -279,7 +279,8 @@ const LAST_ATTEMPT: Duration = Duration::from_millis(5500);
 /// How long a command in progress is.
 const END: Duration = Duration::from_secs(10);
 
-fn hex(id: [u8; 16]) -> String {
+/// An id as people and records have it.
+pub(crate) fn hex(id: [u8; 16]) -> String {
     format!("{:032x}", u128::from_be_bytes(id))
 }
 

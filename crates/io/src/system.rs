@@ -53,6 +53,12 @@ pub fn random_id() -> [u8; 16] {
     id
 }
 
+/// Lets others go first: adds to this process's niceness. Where that cannot be, it stays as it is.
+pub fn be_nice(more: i32) {
+    // SAFETY: plain system call.
+    let _ = unsafe { libc::nice(more) };
+}
+
 /// Ends this process at once with an exit status, whatever its threads are doing: nothing is flushed, nothing is waited for.
 pub fn exit_now(status: u8) -> ! {
     // SAFETY: plain system call.

@@ -4,7 +4,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -20,6 +21,17 @@ pub(crate) fn flag() -> Result<Arc<AtomicBool>, Ending> {
 /// A flag that every signal sets.
 pub(crate) fn patient_flag() -> Result<Arc<AtomicBool>, Ending> {
     watch(false)
+}
+
+/// Sets the flag when standard input ends: whoever started this process is gone, or has no use for it any more.
+pub(crate) fn when_input_ends(flag: &Arc<AtomicBool>) -> Result<(), Ending> {
+    let flag = Arc::clone(flag);
+    let wait = move || {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        flag.store(true, Ordering::Relaxed);
+    };
+    let waits = thread::Builder::new().name("input".into()).spawn(wait);
+    waits.map(drop).map_err(|error| Ending::failed(format!("standard input cannot be watched: {error}")))
 }
 
 fn watch(twice_ends: bool) -> Result<Arc<AtomicBool>, Ending> {

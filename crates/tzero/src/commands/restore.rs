@@ -5,6 +5,7 @@ use std::env;
 use serde_json::{Value, json};
 use tzero_api::{Exit, StatePaths};
 use tzero_copy::{Cancel, RestoreRequest, RestoreTarget, Restored};
+use tzero_io::system;
 
 use crate::cli::Restore;
 use crate::commands::copy::find;
@@ -14,8 +15,10 @@ use crate::output::{Output, bytes};
 use crate::paths::named;
 use crate::progress::Progress;
 
-/// Names the daemon's job that this process belongs to. The daemon sets it.
+/// Names the daemon's job that this process belongs to. The daemon sets it, and ends the standard input to end the job.
 const JOB: &str = "TZERO_JOB";
+/// How far a job stands back for others.
+const JOB_NICENESS: i32 = 10;
 
 pub(crate) fn run(command: &Restore, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
     let target = match command.target.target() {
@@ -31,7 +34,12 @@ pub(crate) fn run(command: &Restore, state: &StatePaths, output: Output) -> Resu
         force: command.force,
         job: env::var(JOB).ok().filter(|job| !job.is_empty()),
     };
-    let cancel = Cancel::from_flag(interrupt::flag()?);
+    let flag = interrupt::flag()?;
+    if request.job.is_some() {
+        system::be_nice(JOB_NICENESS);
+        interrupt::when_input_ends(&flag)?;
+    }
+    let cancel = Cancel::from_flag(flag);
     let mut progress = Progress::new(output);
     let restored = tzero_copy::restore(&request, &mut |event| progress.show(event), &cancel);
     drop(progress);

@@ -30,6 +30,7 @@ pub(crate) fn run(serve: Serve, state: &StatePaths) -> Result<Exit, Ending> {
         state: state.root().to_owned(),
         config,
         nbd: serve.nbd,
+        program: "/proc/self/exe".into(),
         lies_on: |path, base| placement::lies_on(path, &placement::Identity::of_file(base)?),
     };
     tzero_daemon::serve(options, || {
