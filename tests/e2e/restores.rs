@@ -234,6 +234,49 @@ fn exports_of_our_own_that_are_the_source() {
     daemon.stop();
 }
 
+#[test]
+fn a_copy_of_a_part_is_restored_where_it_has_something() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::serving(&scratch, &scratch.random("base", SIZE, 1));
+    daemon.ok("snapshot create part vol --scope vol:1M+1M --scope vol:9000000+5");
+    let t0 = daemon.contents("vol");
+    daemon.connect("vol").write(0, &bytes(3 * MIB as usize, 2)).expect("the host goes on");
+    let (_server, uri) = serve(&scratch, "nbdkit", &scratch.sparse("disk", SIZE));
+    let image = scratch.join("part.img");
+    let parts = [(1 << 20, 1 << 20), (9_000_000, 5)];
+    let mut model = bytes(SIZE as usize, 3);
+    for (index, to) in [image.display().to_string(), uri].into_iter().enumerate() {
+        daemon.ok(&format!("backup vol@part --to image:{to}"));
+        let name = format!("v{index}");
+        daemon.add(&name, &scratch.random(&format!("base-{index}"), SIZE, 3));
+        let target = format!("volume:{name}");
+        let copy = Path::new(&to);
+        for outside in ["0+1", "1M+1048577", "3M+1"] {
+            let said = daemon.refuses(2, &restore(copy, &target, &format!("--force --range {outside}")));
+            assert!(said.contains("scope"), "{said}");
+        }
+        daemon.refuses(1, &restore(copy, &target, ""));
+        let restored = daemon.json(&restore(copy, &target, "--force"));
+        assert_eq!(count(&restored["restored"], "bytes_restored"), MIB + 5);
+        for (at, len) in parts {
+            model[at..at + len].copy_from_slice(&t0[at..at + len]);
+        }
+        assert!(daemon.contents(&name) == model, "{to}");
+        let file = scratch.random(&format!("file-{index}"), 10 * MIB, 4);
+        let mut kept = read(&file);
+        daemon.refuses(1, &restore(copy, &file.display().to_string(), ""));
+        daemon.ok(&restore(copy, &file.display().to_string(), "--force"));
+        parts.iter().for_each(|&(at, len)| kept[at..at + len].copy_from_slice(&t0[at..at + len]));
+        assert!(read(&file) == kept, "what the copy is not of stays");
+        let again = daemon.json(&restore(copy, &target, "--differing"));
+        assert_eq!(
+            (count(&again["restored"], "bytes_written"), count(&again["restored"], "bytes_equal")),
+            (0, MIB + 5)
+        );
+    }
+    daemon.stop();
+}
+
 /// A server that is slow enough to be cut.
 fn slow(scratch: &Scratch, file: &Path, delay: &str) -> (Process, String) {
     let socket = scratch.join("slow.sock");

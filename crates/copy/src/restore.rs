@@ -304,7 +304,7 @@ impl Run<'_> {
         let mut differing: Vec<u64> =
             selection.steps(manifest, |index| !within(index)).map(|step| step.index).collect();
         let steps = selection.steps(manifest, within);
-        let mut source = PlainSource::new(Arc::clone(place.medium.device()), has);
+        let mut source = PlainSource::new(Arc::clone(place.medium.device()), has).scoped(manifest.scope.clone());
         let mut sink = Telling {
             phase: Phase::Compare,
             selection: &selection,
@@ -328,7 +328,10 @@ impl Run<'_> {
 
     /// Without `force` only zeroes are overwritten, and what the copy has there anyway.
     async fn refuse_held(&mut self, place: &InPlace, todo: &Todo) -> Result<(), Error> {
-        let ranges = if self.selection.is_part() { self.selection.ranges() } else { vec![place.medium.whole()] };
+        let ranges = match self.selection.is_everything() {
+            true => vec![place.medium.whole()],
+            false => self.selection.ranges(),
+        };
         let mut blank = true;
         for range in ranges {
             blank = blank && is_blank(&place.medium, range).await.map_err(Error::unread(&place.path))?;

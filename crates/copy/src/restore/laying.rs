@@ -75,7 +75,7 @@ impl Laying {
         Target { device: Arc::clone(self.medium.device()), blank: self.blank }
     }
 
-    async fn over(&self, parts: Vec<Part>) -> Taken {
+    async fn over(&self, parts: Vec<Part>, all_zero: bool) -> Taken {
         let (mut whole, mut written) = (Vec::new(), 0);
         for (range, content) in parts {
             let (middle, ends) = self.medium.split(range);
@@ -90,7 +90,7 @@ impl Laying {
                 middle => whole.push((middle, part_of(range, content, middle))),
             }
         }
-        Ok(written + self.target().write(whole, false).await?)
+        Ok(written + self.target().write(whole, all_zero).await?)
     }
 
     /// Writes what is not there already.
@@ -133,10 +133,10 @@ impl Laying {
 }
 
 impl Taker for Laying {
-    async fn take(self, _range: ByteRange, _digest: ChunkDigest, parts: Vec<Part>) -> Taken {
+    async fn take(self, _range: ByteRange, digest: ChunkDigest, parts: Vec<Part>) -> Taken {
         let parts = selected(parts, &self.selection);
         if self.way == Way::Over {
-            return self.over(parts).await;
+            return self.over(parts, digest == ChunkDigest::Zero).await;
         }
         let mut written = 0;
         for (range, content) in parts {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | a file that is not there | beside, then renamed | |
 //! | a file, all of the copy | beside, then renamed over it | `force` |
-//! | a file, ranges or what differs | in place | its length; `force` unless what is overwritten is blank or the copy's own |
+//! | a file, ranges, a copy of a part, or what differs | in place | its length; `force` unless what is overwritten is blank or the copy's own |
 //! | a block device, an export | in place | the size of the copy or more; the same |
 //! | a served volume | in place, through the daemon | the size of the copy exactly, or what the ranges need; the same |
 
@@ -91,7 +91,7 @@ fn open_path(path: &Path, request: &RestoreRequest, selection: &Selection, image
         Ok(metadata) if metadata.is_file() => {
             // A link stays one: what it leads to is written.
             let path = fs::canonicalize(&path).map_err(Error::file(FileAction::Open, &path))?;
-            if selection.is_part() || request.differing {
+            if !selection.is_everything() || request.differing {
                 return open_file_in_place(path, request, selection);
             }
             beside(path, request, Some(metadata))
@@ -111,7 +111,7 @@ fn open_file_in_place(path: PathBuf, request: &RestoreRequest, selection: &Selec
     let file = open_file_for_writing(&path)?;
     let has = file.metadata().map_err(Error::file(FileAction::Open, &path))?.len();
     let needs = selection.end();
-    if !selection.is_part() && has != needs {
+    if selection.is_everything() && has != needs {
         return Err(Error::refused(&path, Refusal::OtherLength { has, needs }));
     }
     if has < needs {
@@ -157,7 +157,7 @@ async fn open_volume(found: ServedVolume, request: &RestoreRequest, selection: &
     if has < needs {
         return Err(Error::refused(&path, Refusal::TooSmall { has, needs }));
     }
-    if !selection.is_part() && has != needs {
+    if selection.is_everything() && has != needs {
         return Err(Error::refused(&path, Refusal::OtherSize { has, needs }));
     }
     if holds_the_copy(&found, request)? {

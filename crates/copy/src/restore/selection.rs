@@ -61,6 +61,11 @@ impl Selection {
         self.is_part
     }
 
+    /// Whether it is every byte of the copy's volume.
+    pub(super) fn is_everything(&self) -> bool {
+        self.scope.is_whole()
+    }
+
     /// Where the copy's volume ends.
     pub(super) fn size(&self) -> u64 {
         self.size
@@ -99,7 +104,10 @@ impl Selection {
 
     /// What a target must have, in bytes.
     pub(super) fn end(&self) -> u64 {
-        if self.is_part { self.ranges().last().map_or(0, |range| range.end()) } else { self.size }
+        match self.is_everything() {
+            true => self.size,
+            false => self.ranges().last().map_or(0, |range| range.end()),
+        }
     }
 
     /// Steps through chunks of which something is selected and that are `wanted`, with what they must read as.
