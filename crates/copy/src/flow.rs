@@ -22,14 +22,14 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 
-use tzero_block::{BlockDevice, ByteRange, Zeroes};
+use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Buffer, Task, blocking, is_zero, spawn};
 
 use crate::digests::Digest;
 use crate::error::SourceFault;
 use crate::scope::Scope;
 use crate::source::{Content, Part, Source};
-use crate::{Cancel, ChunkDigest, Error};
+use crate::{Cancel, ChunkDigest, Error, unaligned};
 
 /// Bytes of one read.
 const PIECE: u64 = 1 << 20;
@@ -193,25 +193,11 @@ fn pieces_of(step: Step, scope: &Scope) -> impl Iterator<Item = Piece> + use<> {
 }
 
 async fn read_piece<D: BlockDevice>(base: Arc<D>, range: ByteRange) -> Result<Content, tzero_block::Error> {
-    let geometry = base.geometry();
-    let whole = aligned(range, u64::from(geometry.alignment), geometry.size);
-    let extents = base.extents(whole).await?;
+    let extents = base.extents(unaligned::widened(base.as_ref(), range)).await?;
     if extents.iter().all(|extent| extent.hole) {
         return Ok(Content::Hole);
     }
-    let (buffer, result) = base.read(whole.start(), Buffer::uncleared(whole.len() as usize)).await;
-    result?;
-    if whole == range {
-        return Ok(Content::Bytes(buffer));
-    }
-    let at = (range.start() - whole.start()) as usize;
-    Ok(Content::Bytes(Buffer::copy_of(&buffer[at..at + range.len() as usize])))
-}
-
-/// `range` widened to what a device reads.
-fn aligned(range: ByteRange, alignment: u64, size: u64) -> ByteRange {
-    let end = range.end().next_multiple_of(alignment).min(size.max(range.end()));
-    ByteRange::between(range.start() / alignment * alignment, end)
+    unaligned::read(base.as_ref(), range).await.map(Content::Bytes)
 }
 
 impl Chunk {
@@ -298,7 +284,7 @@ impl<T: BlockDevice> Target<T> {
         if self.blank {
             return Ok(());
         }
-        self.device.write_zeroes(range, Zeroes { may_unmap: true, ..Zeroes::default() }).await
+        unaligned::zero(self.device.as_ref(), range).await
     }
 
     /// Writes what is not zero and makes sure that the rest is, outside the scope nothing; tells how many bytes were written.
@@ -317,7 +303,7 @@ impl<T: BlockDevice> Target<T> {
             if let [(whole, false)] = runs.as_slice()
                 && whole.len() == range.len()
             {
-                self.device.write(range.start(), bytes, false).await.1?;
+                unaligned::write(self.device.as_ref(), range.start(), bytes).await?;
                 written += range.len();
                 continue;
             }
@@ -328,7 +314,7 @@ impl<T: BlockDevice> Target<T> {
                     continue;
                 }
                 let part = Buffer::copy_of(&bytes[run.start() as usize..run.end() as usize]);
-                self.device.write(place.start(), part, false).await.1?;
+                unaligned::write(self.device.as_ref(), place.start(), part).await?;
                 written += run.len();
             }
         }

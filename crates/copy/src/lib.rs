@@ -53,6 +53,7 @@ mod site;
 mod source;
 mod standing;
 mod timestamp;
+mod unaligned;
 mod verify;
 
 pub use backup::{BackupOutcome, BackupRequest, BackupSource, Shortfall, backup};

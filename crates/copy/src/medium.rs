@@ -15,7 +15,7 @@ use tzero_block::{Action, BlockDevice, ByteRange, FileDevice};
 use tzero_io::{Buffer, system};
 use tzero_nbd::{AnyDevice, NbdDevice};
 
-use crate::durable;
+use crate::{durable, unaligned};
 
 /// A file, a block device, or an export. Clones are the same one.
 #[derive(Clone, Debug)]
@@ -57,45 +57,9 @@ impl Medium {
         ByteRange::new(0, self.size())
     }
 
-    /// The smallest range that can be read and holds `range`.
-    fn widened(&self, range: ByteRange) -> ByteRange {
-        let unit = u64::from(self.device.geometry().alignment);
-        ByteRange::between(range.start() / unit * unit, range.end().next_multiple_of(unit))
-    }
-
     /// Reads any bytes.
     pub(crate) async fn read(&self, range: ByteRange) -> Result<Buffer, tzero_block::Error> {
-        let wide = self.widened(range);
-        let (buffer, result) = self.device.read(wide.start(), Buffer::uncleared(wide.len() as usize)).await;
-        result?;
-        if wide == range {
-            return Ok(buffer);
-        }
-        let at = (range.start() - wide.start()) as usize;
-        Ok(Buffer::copy_of(&buffer[at..at + range.len() as usize]))
-    }
-
-    /// The part of a range that can be written by itself, and what is left before and after it.
-    pub(crate) fn split(&self, range: ByteRange) -> (ByteRange, [ByteRange; 2]) {
-        let unit = u64::from(self.device.geometry().alignment);
-        let start = range.start().next_multiple_of(unit).min(range.end());
-        let end = (range.end() / unit * unit).max(start);
-        let between = ByteRange::between;
-        (between(start, end), [between(range.start(), start), between(end, range.end())])
-    }
-
-    /// Writes any bytes. What cannot be written by itself is read with its neighbours and written back with them, which undoes what
-    /// somebody else does to those meanwhile.
-    pub(crate) async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), tzero_block::Error> {
-        let range = ByteRange::new(offset, bytes.len() as u64);
-        let wide = self.widened(range);
-        if wide == range {
-            return self.device.write(offset, Buffer::copy_of(bytes), false).await.1;
-        }
-        let mut whole = self.read(wide).await?;
-        let at = (offset - wide.start()) as usize;
-        whole[at..at + bytes.len()].copy_from_slice(bytes);
-        self.device.write(wide.start(), whole, false).await.1
+        unaligned::read(self.device.as_ref(), range).await
     }
 
     /// Makes durable what was written. A failure is reported once, and what could not be written is then lost.

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tzero_block::{Action, Extent, Faulty, Geometry, Injected, MemoryDevice};
+use tzero_block::{Action, Extent, Faulty, Geometry, Injected, MemoryDevice, Zeroes};
 use tzero_io::{Backend, Runtime};
 
 use super::*;

@@ -13,15 +13,15 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tzero_block::{BlockDevice, ByteRange, Error, Zeroes};
+use tzero_block::{ByteRange, Error};
 use tzero_io::{Buffer, is_zero};
 use tzero_nbd::AnyDevice;
 
 use super::selection::Selection;
-use crate::ChunkDigest;
 use crate::flow::{Taken, Taker, Target};
 use crate::medium::Medium;
 use crate::source::{Content, Part};
+use crate::{ChunkDigest, unaligned};
 
 /// What is compared, and written, at a time.
 const PIECE: u64 = 4096;
@@ -75,40 +75,19 @@ impl Laying {
         Target { device: Arc::clone(self.medium.device()), blank: self.blank }
     }
 
-    async fn over(&self, parts: Vec<Part>, all_zero: bool) -> Taken {
-        let (mut whole, mut written) = (Vec::new(), 0);
-        for (range, content) in parts {
-            let (middle, ends) = self.medium.split(range);
-            for end in ends.into_iter().filter(|end| !end.is_empty()) {
-                let bytes = slice(range, &content, end);
-                self.medium.write(end.start(), &bytes).await?;
-                written += end.len();
-            }
-            match middle {
-                middle if middle == range => whole.push((range, content)),
-                middle if middle.is_empty() => {}
-                middle => whole.push((middle, part_of(range, content, middle))),
-            }
-        }
-        Ok(written + self.target().write(whole, all_zero).await?)
-    }
-
     /// Writes what is not there already.
     async fn differing(&self, range: ByteRange, content: Content) -> Taken {
         let there = self.medium.read(range).await?;
         let (mut written, mut changed) = (0, 0);
         for (run, zero) in differing(range, &there, &content) {
             changed += run.len();
-            let (middle, ends) = self.medium.split(run);
-            if zero && !middle.is_empty() {
-                let how = Zeroes { may_unmap: true, ..Zeroes::default() };
-                self.medium.device().write_zeroes(middle, how).await?;
+            let device = self.medium.device().as_ref();
+            if zero {
+                unaligned::zero(device, run).await?;
+                continue;
             }
-            let data = if zero { ends } else { [run, ByteRange::new(run.end(), 0)] };
-            for data in data.into_iter().filter(|data| !data.is_empty()) {
-                self.medium.write(data.start(), &slice(range, &content, data)).await?;
-                written += data.len();
-            }
+            unaligned::write(device, run.start(), Buffer::copy_of(&slice(range, &content, run))).await?;
+            written += run.len();
         }
         self.found.borrow_mut().equal += range.len() - changed;
         Ok(written)
@@ -136,7 +115,7 @@ impl Taker for Laying {
     async fn take(self, _range: ByteRange, digest: ChunkDigest, parts: Vec<Part>) -> Taken {
         let parts = selected(parts, &self.selection);
         if self.way == Way::Over {
-            return self.over(parts, digest == ChunkDigest::Zero).await;
+            return self.target().write(parts, digest == ChunkDigest::Zero).await;
         }
         let mut written = 0;
         for (range, content) in parts {
@@ -160,10 +139,6 @@ fn selected(parts: Vec<Part>, selection: &Selection) -> Vec<Part> {
         }
     }
     cut
-}
-
-fn part_of(range: ByteRange, content: Content, part: ByteRange) -> Content {
-    copied(range, &content, part)
 }
 
 /// What `content`, which is that of `range`, has in `part`.
