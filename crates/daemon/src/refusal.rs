@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use tzero_api::{Code, Failure, Name, Place, SnapshotPath, Unfit, sentence};
 use tzero_api::jobs::UnfitRestore;
-use tzero_api::{Code, Failure, Name, SnapshotPath, Unfit, sentence};
+use tzero_api::{Code, Failure, Name, Place, SnapshotPath, Unfit, sentence};
 use tzero_engine::SnapshotError;
 use tzero_originals::ComponentsError;
 
@@ -144,16 +143,12 @@ impl Refusal {
     /// The stable word for programs.
     pub(crate) fn code(&self) -> Code {
         match self {
-            Self::NoVolume(_) | Self::NoSnapshot(_) => Code::Unknown,
+            Self::NoVolume(_) | Self::NoSnapshot(_) | Self::NoJob(_) => Code::Unknown,
             Self::VolumeTaken(_)
             | Self::SnapshotTaken(_)
             | Self::BaseTaken { .. }
             | Self::BaseOverlaps { .. }
             | Self::ExportTaken { .. } => Code::Taken,
-            Self::NoVolume(_) | Self::NoSnapshot(_) | Self::NoJob(_) => Code::Unknown,
-            Self::VolumeTaken(_) | Self::SnapshotTaken(_) | Self::BaseTaken { .. } | Self::BaseOverlaps { .. } => {
-                Code::Taken
-            }
             Self::Reserved(_)
             | Self::Unfit(_)
             | Self::UnfitRestore(_)

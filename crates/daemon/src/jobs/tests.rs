@@ -1,6 +1,5 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::OnceLock;
 
 use tzero_api::{Client, ClientError, Code, StatePaths};
 
@@ -158,7 +157,6 @@ fn by_program() {
         volumes: Arc::new(volumes),
         jobs: Arc::new(jobs),
         notices: Vec::new(),
-        listening: OnceLock::new(),
     });
     let server = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
