@@ -203,6 +203,7 @@ pub(crate) async fn open_engine(
         components,
         boot_id: opening.boot_id,
         base_changed,
+        durability: tzero_engine::Durability::Process,
         map_shape: MapShape::DEFAULT,
         cache: ready.options.clone(),
     };

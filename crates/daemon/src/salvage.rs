@@ -29,7 +29,11 @@ impl Salvage {
         let found = Words::default();
         // The beginning as it should be, the rest as it is.
         let Ok(_) = SnapshotTable::create_or_open(found.clone(), volume) else { return };
-        let is_whole = words.get(..EPOCH).is_some_and(|beginning| beginning == &found.words()[..EPOCH]);
+        // Whatever its version.
+        let is_whole = words.get(..EPOCH).is_some_and(|beginning| {
+            let right = found.words();
+            beginning[0] == right[0] && beginning[2..] == right[2..EPOCH]
+        });
         found.fill(RECORDS, words.get(RECORDS..).unwrap_or_default());
         let Ok(found) = SnapshotTable::open(found) else { return };
         let records: Vec<Record> = found.records().into_iter().map(|(_, record)| record).collect();
@@ -149,6 +153,7 @@ mod tests {
             scoped: false,
             on_full: OnFull::Break,
             broken_at: 0,
+            confirmed: false,
             state: RecordState::Live,
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tzero_block::ByteRange;
 use tzero_io::{Storage, yield_now};
@@ -17,7 +17,14 @@ use crate::points::{Event, Planted, Point};
 use crate::save::MOST_LOOKED_AT;
 use crate::scope;
 use crate::snapshots::{Snapshot, SnapshotInfo};
-use crate::volume::{SnapshotError, StateOf, Volume, released_name};
+use crate::volume::{Durability, SnapshotError, StateOf, Volume, released_name};
+
+/// What one snapshot has released, on record.
+pub(crate) struct ReleasedLog<M> {
+    log: RangeLog<M>,
+    /// Its name is durable.
+    named: AtomicBool,
+}
 
 /// What a new snapshot is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,11 +97,12 @@ impl<P: Platform> Volume<P> {
         };
         self.platform.point(Point::Create).await;
         if let Err(error) = self.table.durable().await {
-            // Nobody is told of a snapshot that may be gone tomorrow.
-            let _ = self.delete_snapshot(id).await;
+            // Nobody is told of a snapshot that may be gone tomorrow. It was never confirmed: whatever is left of it, nobody believes it.
+            self.remove_snapshot(&snapshot).await;
             return Err(SnapshotError::NotDurable(error));
         }
         self.platform.point(Point::CreateDurable).await;
+        self.want_confirmation();
         // Informational: where it cannot be stored the figure is lost at the next start, not the snapshot.
         let pause = snapshot.pause_ns.get().copied().unwrap_or(0);
         let _ = self.table.set_pause(snapshot.slot, pause);
@@ -131,6 +139,7 @@ impl<P: Platform> Volume<P> {
             scoped: scope.is_some(),
             on_full: kind.on_full,
             broken_at: 0,
+            confirmed: false,
             state: RecordState::Live,
         };
         self.table.prepare(slot, &record).map_err(SnapshotError::State)?;
@@ -163,26 +172,30 @@ impl<P: Platform> Volume<P> {
         if snapshot.originals == Originals::Keep {
             return Ok(());
         }
+        let mut missing = Vec::new();
         for range in ranges {
             let grains = self.grains.covered(*range);
-            if grains.is_empty() {
-                continue;
-            }
             let whole = self.grains.range_of(&grains);
-            let missing = snapshot.released.read().expect("nothing panics under this lock").missing(whole);
-            for range in missing {
-                self.release_range(&snapshot, range).await?;
-            }
+            missing.extend(snapshot.released.read().expect("nothing panics under this lock").missing(whole));
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let late = self.platform.planted(Planted::ReleasePersistedAfterClear);
+        if !late {
+            self.record_releases(&snapshot, &missing).await?;
+        }
+        for range in &missing {
+            self.release_range(&snapshot, *range).await;
+        }
+        if late {
+            self.record_releases(&snapshot, &missing).await?;
         }
         Ok(())
     }
 
     /// Releases whole grains, in pieces: nobody waits for a hold of the volume's lock that is as long as the range.
-    async fn release_range(&self, snapshot: &Snapshot, range: ByteRange) -> Result<(), SnapshotError> {
-        let late = self.platform.planted(Planted::ReleasePersistedAfterClear);
-        if !late {
-            self.record_release(snapshot, range)?;
-        }
+    async fn release_range(&self, snapshot: &Snapshot, range: ByteRange) {
         self.platform.point(Point::Capture).await;
         snapshot.released.write().expect("nothing panics under this lock").insert(range);
         let grains = self.grains.covered(range);
@@ -195,11 +208,7 @@ impl<P: Platform> Volume<P> {
             self.free_among(piece);
             yield_now().await;
         }
-        if late {
-            self.record_release(snapshot, range)?;
-        }
         self.platform.point(Point::CaptureFreed).await;
-        Ok(())
     }
 
     /// Clears the bits of grains that one snapshot has released, unless another needs them.
@@ -232,19 +241,34 @@ impl<P: Platform> Volume<P> {
         Some(snapshot.released.read().expect("nothing panics under this lock").clone())
     }
 
-    fn record_release(&self, snapshot: &Snapshot, range: ByteRange) -> Result<(), SnapshotError> {
-        let mut logs = self.released_logs.lock().expect("nothing panics under this lock");
-        // A deletion says so before it removes the log under the same lock: it must not come back.
-        if snapshot.deleted.load(Ordering::Acquire) {
-            return Err(SnapshotError::Unknown);
-        }
-        let log = match logs.entry(snapshot.id) {
-            Entry::Occupied(open) => open.into_mut(),
-            Entry::Vacant(place) => place.insert(
-                RangeLog::open_or_create(&self.storage, &released_name(snapshot.id)).map_err(SnapshotError::State)?,
-            ),
+    /// Puts releases on record; durably where a loss of power is to be outlived, for a release that is behind would give T0 up.
+    async fn record_releases(&self, snapshot: &Snapshot, ranges: &[ByteRange]) -> Result<(), SnapshotError> {
+        let released = {
+            let mut logs = self.released_logs.lock().expect("nothing panics under this lock");
+            // A deletion says so before it removes the log under the same lock: it must not come back.
+            if snapshot.deleted.load(Ordering::Acquire) {
+                return Err(SnapshotError::Unknown);
+            }
+            let released = match logs.entry(snapshot.id) {
+                Entry::Occupied(open) => Arc::clone(open.get()),
+                Entry::Vacant(place) => {
+                    let log = RangeLog::open_or_create(&self.storage, &released_name(snapshot.id));
+                    let log = log.map_err(SnapshotError::State)?;
+                    Arc::clone(place.insert(Arc::new(ReleasedLog { log, named: AtomicBool::new(false) })))
+                }
+            };
+            ranges.iter().try_for_each(|range| released.log.append(*range)).map_err(SnapshotError::State)?;
+            released
         };
-        log.append(range).map_err(SnapshotError::State)
+        if self.durability == Durability::Process || self.platform.planted(Planted::ReleaseNotDurable) {
+            return Ok(());
+        }
+        released.log.durable().await.map_err(SnapshotError::NotDurable)?;
+        if !released.named.load(Ordering::Acquire) {
+            self.storage.names_durable().await.map_err(SnapshotError::NotDurable)?;
+            released.named.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     fn remove_ranges(&self, id: SnapshotId) {
@@ -259,20 +283,34 @@ impl<P: Platform> Volume<P> {
     /// retained, immutable, until it is deleted (INV-6); it can no longer be read as a view (R35, R36). Ended already, it stays as it is.
     ///
     /// # Errors
-    /// When there is no such snapshot that stands, or the state cannot be written.
+    /// When there is no such snapshot that stands, or the state cannot be written, or made durable where it must.
     pub async fn end_snapshot(&self, id: SnapshotId) -> Result<Sequence, SnapshotError> {
-        let end = {
+        let (snapshot, end) = {
             let _claims = self.lock();
             let snapshot = self.snapshots.find(|snapshot| snapshot.id == id).ok_or(SnapshotError::Unknown)?;
             if let Some(end) = snapshot.end.get().filter(|_| snapshot.holds()) {
                 return Ok(*end);
             }
-            if !snapshot.is_live() {
+            if !snapshot.is_live() || snapshot.goes() {
                 return Err(SnapshotError::NotLive);
             }
             let end = self.originals.head();
             self.table.set_state(snapshot.slot, RecordState::Ended(end), 0).map_err(SnapshotError::State)?;
-            let _ = snapshot.end.set(end);
+            (snapshot, end)
+        };
+        if let Err(error) = self.relied_on().await {
+            let _claims = self.lock();
+            if !snapshot.goes() {
+                let _ = self.table.set_state(snapshot.slot, RecordState::Live, 0);
+            }
+            return Err(SnapshotError::NotDurable(error));
+        }
+        let end = {
+            let _claims = self.lock();
+            // Somebody else may have ended it, too, later: what the record says is the end.
+            let recorded = self.table.record(snapshot.slot).map(|record| record.state);
+            let end = if let Some(RecordState::Ended(recorded)) = recorded { recorded } else { end };
+            let end = *snapshot.end.get_or_init(|| end);
             if !self.snapshots.any_live() {
                 self.pending.disarm();
             }
@@ -298,18 +336,60 @@ impl<P: Platform> Volume<P> {
             let snapshot = self.snapshots.find(|snapshot| snapshot.id == id).ok_or(SnapshotError::Unknown)?;
             // On record first: a snapshot whose record stays must go on being saved for.
             self.table.clear(snapshot.slot).map_err(SnapshotError::State)?;
+            snapshot.leaving.store(true, Ordering::Release);
+            snapshot
+        };
+        if let Err(error) = self.relied_on().await {
+            self.stay(&snapshot);
+            return Err(SnapshotError::NotDurable(error));
+        }
+        self.remove_snapshot(&snapshot).await;
+        Ok(())
+    }
+
+    /// Takes a snapshot out whose record is cleared, or is to be as far as possible.
+    async fn remove_snapshot(&self, snapshot: &Arc<Snapshot>) {
+        {
+            let _claims = self.lock();
+            if !snapshot.leaving.swap(true, Ordering::AcqRel) && self.table.clear(snapshot.slot).is_err() {
+                // The next start must not take it for one that was saved for.
+                self.lose_mark(snapshot);
+            }
             snapshot.deleted.store(true, Ordering::Release);
-            self.snapshots.remove(id);
+            self.snapshots.remove(snapshot.id);
             if !self.snapshots.any_live() {
                 self.pending.disarm();
             }
-            snapshot
-        };
-        self.remove_ranges(id);
-        self.delivered.forget(id);
+        }
+        self.remove_ranges(snapshot.id);
+        self.delivered.forget(snapshot.id);
         self.platform.point(Point::Delete).await;
-        self.sweep(&snapshot).await;
-        Ok(())
+        self.sweep(snapshot).await;
+    }
+
+    /// What the table says is about to be relied on: durable first, where a loss of power is to be outlived.
+    async fn relied_on(&self) -> std::io::Result<()> {
+        if self.durability == Durability::Process || self.platform.planted(Planted::DeletionNotDurable) {
+            return Ok(());
+        }
+        self.table.durable().await
+    }
+
+    /// The record of a snapshot was cleared, and that is not certain: it is put back, unless it has gone meanwhile.
+    fn stay(&self, snapshot: &Snapshot) {
+        let _claims = self.lock();
+        if snapshot.deleted.load(Ordering::Acquire) {
+            return;
+        }
+        let (state, at) = match (snapshot.doomed.get(), snapshot.end.get()) {
+            (Some((reason, at)), _) => (RecordState::Broken(*reason), *at),
+            (None, Some(end)) => (RecordState::Ended(*end), 0),
+            (None, None) => (RecordState::Live, 0),
+        };
+        // Where it cannot be put back the next start finds it deleted, as was asked for.
+        let _ = self.table.set_state(snapshot.slot, state, at);
+        snapshot.leaving.store(false, Ordering::Release);
+        self.want_confirmation();
     }
 
     /// Frees the originals that nobody needs now that `gone` does not.

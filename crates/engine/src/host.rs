@@ -126,7 +126,7 @@ impl<P: Platform> Export for HostSession<P> {
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
-        self.volume.base.flush().await.map_err(host_error)
+        self.volume.flush_base().await.map_err(host_error)
     }
 
     async fn prefetch(&self, range: ByteRange) -> Result<(), ExportError> {

@@ -150,11 +150,9 @@ impl<P: Platform> Volume<P> {
                     // Somebody was faster: its record's slot may be another's by now.
                     return Room::Try;
                 }
-                self.break_snapshot(&victim, BrokenReason::CacheFull, self.grains.range(grains[0]).start());
-                if !self.snapshots.any_live() {
-                    self.pending.disarm();
-                }
+                self.mark(&victim, BrokenReason::CacheFull, self.grains.range(grains[0]).start());
             }
+            self.break_marked(std::slice::from_ref(&victim)).await;
             self.platform.point(Point::Broken).await;
             if !victim.swept.swap(true, Ordering::AcqRel) {
                 self.sweep(&victim).await;

@@ -4,6 +4,8 @@
 //! traits, movers read what it wrote.
 
 mod admission;
+mod commit;
+mod confirm;
 mod control;
 mod first;
 mod host;
@@ -12,6 +14,7 @@ mod lost;
 mod pending;
 mod platform;
 mod points;
+mod rebuild;
 mod recovery;
 mod reuse;
 mod save;
@@ -30,4 +33,6 @@ pub use recovery::{MAP_NAME, TABLE_NAME};
 pub use snapshots::{SnapshotInfo, SnapshotState};
 pub use tzero_originals::{FirstTier, OnFull};
 pub use view::View;
-pub use volume::{CacheOptions, MapLine, OpenError, Recovered, SnapshotError, Statistics, Volume, VolumeOptions};
+pub use volume::{
+    CacheOptions, Durability, MapLine, OpenError, Recovered, SnapshotError, Statistics, Volume, VolumeOptions,
+};

@@ -37,8 +37,12 @@ points! {
     OriginalRead = "original-read",
     /// Slots are chosen.
     Reserved = "reserved",
+    /// Saves that are to be durable are taken together; nothing of them is written.
+    Batch = "batch",
     /// The payload is in the cache.
     Payload = "payload",
+    /// Payloads and records of a batch are durable; no entry is published.
+    Flushed = "flushed",
     /// The entries are published in the map.
     Entry = "entry",
     /// The entries are in the index; the bits come next.
@@ -59,6 +63,10 @@ points! {
     Delete = "delete",
     /// Some of what nobody needs is freed.
     Swept = "swept",
+    /// The straddlers of a snapshot's T0 have landed; the flush that confirms it comes next.
+    ConfirmLanded = "confirm-landed",
+    /// That a snapshot is confirmed is stored; it is not durable.
+    Confirmed = "confirmed",
     /// A captured range is recorded; the bits come next.
     Capture = "capture",
     /// The bits of a captured range are cleared; its originals come next.
@@ -81,6 +89,8 @@ points! {
     RecoveryMarked = "recovery-marked",
     /// Snapshots whose originals were lost are marked; their entries are still there.
     RecoveryLost = "recovery-lost",
+    /// After a loss of power: the map is made anew from the cache's records.
+    RecoveryRebuilt = "recovery-rebuilt",
     /// Originals are found, the unwanted freed.
     RecoveryIndexed = "recovery-indexed",
     /// A clean stop has synced everything; it is not recorded.
@@ -152,6 +162,22 @@ pub enum Planted {
     CleanStopBeforeSync,
     /// Snapshots that need originals from a lost part of the cache stand on.
     LostForgotten,
+    /// Originals that are to be durable are published before their flush.
+    CommitBeforeFlush,
+    /// A payload is written after the flush that its record waits for.
+    PayloadNotDurable,
+    /// After a loss of power an original is believed by its record alone, whatever became of its payload.
+    TornPayloadBelieved,
+    /// A snapshot is confirmed before the base was flushed.
+    ConfirmedBeforeFlush,
+    /// A change goes on before the mark of the snapshot that it breaks is durable.
+    MarkNotDurable,
+    /// A bit is cleared before the release is durable.
+    ReleaseNotDurable,
+    /// A snapshot is no longer saved for before its deletion is durable.
+    DeletionNotDurable,
+    /// After a loss of power epochs go on from the snapshots that are known, whatever records are there.
+    EpochReused,
 }
 
 impl Planted {
@@ -188,6 +214,14 @@ impl Planted {
         Self::UnitIgnored,
         Self::CleanStopBeforeSync,
         Self::LostForgotten,
+        Self::CommitBeforeFlush,
+        Self::PayloadNotDurable,
+        Self::TornPayloadBelieved,
+        Self::ConfirmedBeforeFlush,
+        Self::MarkNotDurable,
+        Self::ReleaseNotDurable,
+        Self::DeletionNotDurable,
+        Self::EpochReused,
     ];
 }
 
@@ -271,6 +305,18 @@ pub enum Event {
     MarkLost {
         /// Which.
         id: SnapshotId,
+    },
+    /// A snapshot outlives a loss of power from here on.
+    Confirmed {
+        /// Which.
+        id: SnapshotId,
+    },
+    /// Several saves share a flush of the cache.
+    CommittedTogether,
+    /// After a loss of power the map was made anew from so many records.
+    Rebuilt {
+        /// How many.
+        records: u64,
     },
     /// A grain that its consumer has had was released, for its slot.
     ReadReleased {

@@ -1,7 +1,8 @@
 //! Opening a volume: what a killed, stopped or upgraded daemon left is found again.
 //!
-//! Everything that a host change relied on was written before it (`durability = process`), so what is found after a death of the process is
-//! right. After a death of the machine without a clean stop it is not, and the snapshots say so.
+//! Everything that a host change relied on was written before it, so what is found after a death of the process is right. After a death of the
+//! machine without a clean stop it is not, and the snapshots say so; with `durability = power` those stand that are confirmed, and the map is
+//! made anew from what is durable ([`crate::rebuild`]).
 //!
 //! The steps can be repeated: a death in any of them leaves a state that the same steps take to the same end.
 
@@ -10,22 +11,27 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use tzero_block::BlockDevice;
-use tzero_io::{Notify, Storage};
+use tzero_io::{Mapping, Notify, Storage};
 use tzero_originals::{
-    BrokenReason, Epoch, Grains, ModifiedMap, OriginalCache, Originals, RangeLog, RangeSet, Record, RecordState,
-    SnapshotTable,
+    BrokenReason, Epoch, Grains, MapError, OriginalCache, Originals, RangeLog, RangeSet, Record, RecordArea,
+    RecordState, Recording, Sequence, SnapshotTable,
 };
 
 use crate::admission::Admission;
+use crate::commit::Commits;
+use crate::confirm::Confirming;
 use crate::ladder::Movers;
 use crate::lost;
 use crate::pending::Pending;
 use crate::platform::Platform;
 use crate::points::{Planted, Point};
+use crate::rebuild::{self, Found};
 use crate::reuse::Delivered;
 use crate::scope;
 use crate::snapshots::{Snapshot, Snapshots};
-use crate::volume::{OpenError, Recovered, StateOf, Volume, VolumeOptions, WITNESS, WITNESS_LEN, released_name};
+use crate::volume::{
+    Durability, OpenError, Recovered, StateOf, Volume, VolumeOptions, WITNESS, WITNESS_LEN, released_name,
+};
 
 /// Name of the modified map in a volume's storage.
 pub const MAP_NAME: &str = "map";
@@ -49,23 +55,42 @@ impl<P: Platform> Volume<P> {
         let grains = Grains::new(options.grain, base.geometry().size).ok_or(OpenError::Grain)?;
         let table = storage.open(TABLE_NAME, SnapshotTable::<StateOf<P>>::LEN).map_err(OpenError::State)?;
         let table = SnapshotTable::create_or_open(table, options.id).map_err(OpenError::Table)?;
-        let map = storage.open(MAP_NAME, options.map_shape.len()).map_err(OpenError::State)?;
-        let map =
-            ModifiedMap::create_or_open_shaped(map, options.grain, options.id, &options.components, options.map_shape)
-                .map_err(OpenError::Map)?;
+        table.upgrade().map_err(OpenError::State)?;
+        let power = options.durability == Durability::Power;
+        let (boot, clean) = table.boot();
+        let lost = boot != options.boot_id && !clean;
+        let found =
+            if power { rebuild::find(&platform, &cache, &table, &options, lost).await } else { Found::default() };
         platform.point(Point::RecoveryOpened).await;
 
         let marks_complete = storage.exists(WITNESS).map_err(OpenError::State)?;
-        mark_lost(&table, &options, marks_complete).map_err(OpenError::State)?;
+        mark_lost(&table, &options, lost, marks_complete, &found).map_err(OpenError::State)?;
         storage.open(WITNESS, WITNESS_LEN).map_err(OpenError::State)?;
-        let all = load_snapshots::<P>(&table, &storage, grains).map_err(OpenError::State)?;
+        let all = load_snapshots::<P>(&table, &storage, grains, lost).map_err(OpenError::State)?;
         remove_orphans::<P>(&storage, &all).map_err(OpenError::State)?;
         platform.point(Point::RecoveryMarked).await;
 
-        let epoch = all.iter().map(|snapshot| snapshot.epoch).max().unwrap_or(Epoch(0)).max(table.epoch());
+        let mut epoch = all.iter().map(|snapshot| snapshot.epoch).max().unwrap_or(Epoch(0)).max(table.epoch());
+        let rebuilt = if power && lost { Some(found.saved.as_ref().map_or(&[][..], |(saved, _)| saved)) } else { None };
+        let map = rebuild::open_map(&platform, &storage, &options, rebuilt)?;
+        if let Some((_, newest)) = found.saved
+            && !platform.planted(Planted::EpochReused)
+        {
+            // What is left of snapshots that nobody knows any more must not serve a new one.
+            epoch = epoch.max(newest);
+            table.set_epoch(epoch).map_err(OpenError::State)?;
+        }
+        let (mut entries, damaged) = match rebuilt {
+            Some(records) => (rebuild::entries_of(records), Vec::new()),
+            None => map.scan(),
+        };
+        // What is saved from now on comes after what an ended snapshot retains.
+        let ended = all.iter().filter_map(|snapshot| snapshot.end.get()).max().copied().unwrap_or(Sequence(0));
+        map.raise_head(ended).map_err(|error| OpenError::Map(MapError::Io(error)))?;
+        platform.point(Point::RecoveryRebuilt).await;
+
         let snapshots = Snapshots::new(all);
         let wanted = |grain, before, tag, sequence| snapshots.any_resolving(grains, grain, before, tag, sequence);
-        let (mut entries, damaged) = map.scan();
         if platform.planted(Planted::UnitIgnored) {
             entries.iter_mut().for_each(|(_, entry)| entry.offset = options.components.place(entry.offset).1);
         }
@@ -74,7 +99,7 @@ impl<P: Platform> Volume<P> {
             for snapshot in snapshots.all().iter().filter(|snapshot| snapshot.broken.get().is_none()) {
                 let reason = BrokenReason::Damaged;
                 table.set_state(snapshot.slot, RecordState::Broken(reason), 0).map_err(OpenError::State)?;
-                let _ = snapshot.broken.set((reason, 0));
+                snapshot.set_broken(reason, 0);
             }
         }
         // On record before the entries go, which nobody who stands needs then.
@@ -84,18 +109,29 @@ impl<P: Platform> Volume<P> {
             }
             let (reason, at) = (BrokenReason::MemoryLost, grains.range(grain).start());
             table.set_state(snapshot.slot, RecordState::Broken(reason), at).map_err(OpenError::State)?;
-            let _ = snapshot.broken.set((reason, at));
+            snapshot.set_broken(reason, at);
         }
         platform.point(Point::RecoveryLost).await;
         let damaged_count = damaged.len();
         let first_tier = options.cache.first_tier;
-        let originals =
-            OriginalCache::open(map, entries, damaged, cache, grains, first_tier, wanted).map_err(OpenError::Map)?;
+        let area = prepare(&cache, &table, &found).await;
+        let life = table.begin_life().map_err(OpenError::State)?;
+        let recording = area.map(|area| Recording { area, life });
+        let originals = OriginalCache::open(map, entries, damaged, cache, recording, grains, first_tier, wanted)
+            .map_err(OpenError::Map)?;
         platform.point(Point::RecoveryIndexed).await;
 
         // On record before the host's first change: from here on a stop that is not clean is one that loses.
+        let in_doubt = table.base_in_doubt() && boot == options.boot_id;
+        table.set_base_in_doubt(in_doubt).map_err(OpenError::State)?;
         table.set_boot(options.boot_id, false).map_err(OpenError::State)?;
         table.sync().and_then(|()| storage.sync()).map_err(OpenError::State)?;
+        if found.void
+            && let Some(Recording { area, .. }) = originals.recording()
+        {
+            // Every mark is in the table by now. Where this fails, snapshots are lost with the power; nothing else.
+            let _ = area.store(originals.device(), false).await;
+        }
         let pending = Pending::new(grains.count());
         if snapshots.any_live() {
             pending.arm();
@@ -114,6 +150,9 @@ impl<P: Platform> Volume<P> {
             pending,
             claims: Mutex::new(BTreeSet::new()),
             released_logs: Mutex::default(),
+            durability: options.durability,
+            commits: Commits::default(),
+            confirming: Confirming::new(in_doubt),
             broke: Notify::default(),
             delivered: Delivered::default(),
             cache_hangs_until: AtomicU64::new(0),
@@ -129,24 +168,36 @@ impl<P: Platform> Volume<P> {
     }
 }
 
+/// Makes sure that the cache has a header of its own; gives where its records are, or `None` where it cannot be written.
+async fn prepare<M: Mapping, D: BlockDevice>(cache: &D, table: &SnapshotTable<M>, found: &Found) -> Option<RecordArea> {
+    let area = found.area.clone()?;
+    if found.new {
+        area.store(cache, false).await.ok()?;
+        table.set_incarnation(area.incarnation()).ok()?;
+    }
+    Some(area)
+}
+
 /// Marks the snapshots that cannot be right any more.
-fn mark_lost<M: tzero_io::Mapping>(
+fn mark_lost<M: Mapping>(
     table: &SnapshotTable<M>,
     options: &VolumeOptions,
+    lost: bool,
     marks_complete: bool,
+    found: &Found,
 ) -> std::io::Result<()> {
-    let (boot, clean) = table.boot();
-    let reason = if options.base_changed {
-        BrokenReason::BaseChanged
-    } else if boot != options.boot_id && !clean {
-        BrokenReason::PowerLost
-    } else if !marks_complete {
-        // One broke and could not be marked; which is not known.
-        BrokenReason::Damaged
-    } else {
-        return Ok(());
-    };
+    let power = options.durability == Durability::Power;
     for (slot, record) in table.records() {
+        let reason = if options.base_changed {
+            BrokenReason::BaseChanged
+        } else if lost && !(power && record.confirmed && found.saved.is_some()) {
+            BrokenReason::PowerLost
+        } else if !marks_complete || power && !found.is_theirs() {
+            // One broke and could not be marked, which is not known; or the originals are not there.
+            BrokenReason::Damaged
+        } else {
+            continue;
+        };
         if !matches!(record.state, RecordState::Broken(_)) {
             table.set_state(slot, RecordState::Broken(reason), 0)?;
         }
@@ -158,10 +209,11 @@ fn load_snapshots<P: Platform>(
     table: &SnapshotTable<StateOf<P>>,
     storage: &P::Storage,
     grains: Grains,
+    lost: bool,
 ) -> std::io::Result<Vec<Snapshot>> {
     let mut all = Vec::new();
     for (slot, mut record) in table.records() {
-        let ranges = load_ranges(storage, &record, grains);
+        let ranges = load_ranges(storage, &record, grains, lost);
         let (outside, scope, released) = match ranges {
             Ok(ranges) => ranges,
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
@@ -184,12 +236,17 @@ fn load_ranges<S: Storage>(
     storage: &S,
     record: &Record,
     grains: Grains,
+    lost: bool,
 ) -> std::io::Result<(RangeSet, Option<RangeSet>, RangeSet)> {
     let scope = if record.scoped { Some(scope::load(storage, record.id)?) } else { None };
     let outside = scope.as_ref().map(|scope| scope::outside(scope, grains)).unwrap_or_default();
     let name = released_name(record.id);
     let released = if record.originals == Originals::Release && storage.exists(&name)? {
-        RangeLog::open_or_create(storage, &name)?.load()?
+        let log = RangeLog::open_or_create(storage, &name)?;
+        if lost {
+            log.mend()?;
+        }
+        log.load()?
     } else {
         RangeSet::default()
     };

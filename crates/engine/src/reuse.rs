@@ -6,7 +6,7 @@
 //!
 //! The queue is not on record. After a start what was delivered before counts as wanted again, until it is delivered once more.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 
 use tzero_block::ByteRange;
@@ -104,10 +104,15 @@ impl<P: Platform> Volume<P> {
     /// Takes slots of what was delivered; `false` says that there is nothing to take.
     pub(crate) async fn reuse_delivered(&self) -> bool {
         let taken = self.delivered.take();
+        let mut by_snapshot: BTreeMap<SnapshotId, Vec<GrainIndex>> = BTreeMap::new();
         for (id, grain) in &taken {
+            by_snapshot.entry(*id).or_default().push(*grain);
+        }
+        for (id, grains) in by_snapshot {
+            let ranges: Vec<ByteRange> = grains.iter().map(|grain| self.grains.range(*grain)).collect();
             // A snapshot that is gone meanwhile has freed them itself; where it cannot be recorded they stay.
-            if self.release(*id, &[self.grains.range(*grain)]).await.is_ok() {
-                self.platform.observe(Event::ReadReleased { grain: *grain });
+            if self.release(id, &ranges).await.is_ok() {
+                grains.iter().for_each(|grain| self.platform.observe(Event::ReadReleased { grain: *grain }));
             }
         }
         !taken.is_empty()

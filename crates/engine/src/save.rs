@@ -11,7 +11,8 @@
 //! 1. INV-3: a grain is claimed by one save at a time, and only after straddlers on it have landed.
 //! 2. Nobody waits while holding a claim that another could wait for: what could be claimed is saved before waiting for the rest.
 //!    With that, and because nobody waits for a request of a later epoch, there is no deadlock.
-//! 3. A save never fails its host change (INV-10): what cannot be kept breaks snapshots, on record, before the change goes on.
+//! 3. A save never fails its host change (INV-10): what cannot be kept breaks snapshots, on record, before the change goes on. With
+//!    `durability = power` the record is durable by then.
 //! 4. A bit is cleared under the volume's lock, by a look at the snapshots under the same hold.
 
 use std::collections::BTreeSet;
@@ -20,13 +21,14 @@ use std::sync::atomic::Ordering;
 
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Buffer, is_zero, yield_now};
-use tzero_originals::{BrokenReason, CacheError, Epoch, GrainIndex, Payload};
+use tzero_originals::{BrokenReason, CacheError, Epoch, GrainIndex, Payload, Reservation};
 
+use crate::commit::{Published, Saving, cut_out};
 use crate::first::within;
 use crate::ladder::{Patience, Room};
 use crate::platform::Platform;
 use crate::points::{Event, Planted, Point};
-use crate::volume::Volume;
+use crate::volume::{Durability, Volume};
 
 /// Most bytes that are saved together.
 const MOST_BYTES: u64 = 1 << 20;
@@ -261,6 +263,10 @@ impl<P: Platform> Volume<P> {
 
     /// Stores the payloads, publishes the entries, indexes them.
     async fn keep(&self, run: &[GrainIndex], tag: Epoch, originals: &Originals) -> Result<(), BrokenReason> {
+        if self.durability == Durability::Power && self.originals.recording().is_none() {
+            // The cache cannot be used: nothing can be kept before the next start.
+            return Err(BrokenReason::SaveFailed);
+        }
         let start = self.run_range(run).start();
         let mut payloads = Vec::with_capacity(run.len());
         let mut stored = Vec::new();
@@ -283,27 +289,13 @@ impl<P: Platform> Volume<P> {
                 CacheError::MapFull(_) => BrokenReason::MapFull,
             })?;
         self.platform.point(Point::Reserved).await;
-        let late = self.platform.planted(Planted::PayloadAfterEntry);
         let writes = self.place(&reservation.slots, &stored, &mut payloads);
-        if !late && let Err(failed) = self.store(&writes, &originals.bytes).await {
-            return match failed {
-                NotStored::Failed(reason) => {
-                    self.originals.cancel(reservation);
-                    Err(reason)
-                }
-                NotStored::Hangs if self.platform.planted(Planted::HungSlotReused) => {
-                    self.originals.cancel(reservation);
-                    Err(BrokenReason::SaveFailed)
-                }
-                NotStored::Hangs => {
-                    self.originals.abandon(reservation);
-                    Err(BrokenReason::SaveFailed)
-                }
-            };
-        }
-        self.platform.point(Point::Payload).await;
         let lines: Vec<_> = run.iter().copied().zip(payloads).collect();
-        let published = self.originals.publish(reservation, tag, &lines).map_err(|_| BrokenReason::SaveFailed)?;
+        let published = if self.durability == Durability::Power {
+            self.keep_durably(tag, lines.clone(), reservation, &writes, &originals.bytes).await?
+        } else {
+            self.keep_written(tag, &lines, reservation, &writes, &originals.bytes).await?
+        };
         for ((grain, payload), (_, _, sequence)) in lines.iter().zip(&published) {
             let cache_offset = match payload {
                 Payload::Stored { offset, .. } => Some(*offset),
@@ -311,28 +303,79 @@ impl<P: Platform> Volume<P> {
             };
             self.platform.observe(Event::Published { grain: *grain, tag, sequence: *sequence, cache_offset });
         }
-        self.platform.point(Point::Entry).await;
         self.originals.index(&published, self.platform.planted(Planted::LastOriginalWins));
-        if late {
+        if self.platform.planted(Planted::PayloadAfterEntry) {
             let _ = self.store(&writes, &originals.bytes).await;
         }
         self.platform.point(Point::Indexed).await;
         Ok(())
     }
 
-    /// Gives each stored payload its slot; what lies together in the buffer and in the cache becomes one write.
-    fn place(&self, slots: &[Range<u64>], stored: &[(usize, Range<usize>)], payloads: &mut [Payload]) -> Vec<Write> {
+    /// What survives the process: payloads written, then entries published.
+    async fn keep_written(
+        &self,
+        tag: Epoch,
+        lines: &[(GrainIndex, Payload)],
+        reservation: Reservation,
+        writes: &[(u64, Range<usize>)],
+        bytes: &[u8],
+    ) -> Result<Published, BrokenReason> {
+        if !self.platform.planted(Planted::PayloadAfterEntry)
+            && let Err(failed) = self.store(writes, bytes).await
+        {
+            return Err(self.give_up(failed, Some(reservation)));
+        }
+        self.platform.point(Point::Payload).await;
+        let published = self.originals.publish(reservation, tag, lines, None).map_err(|_| BrokenReason::SaveFailed)?;
+        self.platform.point(Point::Entry).await;
+        Ok(published)
+    }
+
+    /// What survives a loss of power: see [`crate::commit`].
+    async fn keep_durably(
+        &self,
+        tag: Epoch,
+        lines: Vec<(GrainIndex, Payload)>,
+        reservation: Reservation,
+        writes: &[(u64, Range<usize>)],
+        bytes: &[u8],
+    ) -> Result<Published, BrokenReason> {
+        let saving = Saving::new(tag, lines, reservation, cut_out(writes, bytes));
+        self.commit(&saving).await.map_err(|failed| self.give_up(failed, saving.take_reservation()))
+    }
+
+    /// Why an original was not kept; what becomes of its places.
+    fn give_up(&self, failed: NotStored, reservation: Option<Reservation>) -> BrokenReason {
+        let reuse = failed != NotStored::Hangs || self.platform.planted(Planted::HungSlotReused);
+        match reservation {
+            Some(reservation) if reuse => self.originals.cancel(reservation),
+            Some(reservation) => self.originals.abandon(reservation),
+            None => {}
+        }
+        match failed {
+            NotStored::Failed(reason) => reason,
+            NotStored::Hangs | NotStored::Unpublished => BrokenReason::SaveFailed,
+        }
+    }
+
+    /// Gives each stored payload its slot; what lies together in the buffer and in the cache becomes one write, from a slot on.
+    fn place(
+        &self,
+        slots: &[Range<u64>],
+        stored: &[(usize, Range<usize>)],
+        payloads: &mut [Payload],
+    ) -> Vec<(u64, Range<usize>)> {
         let mut stored = stored.iter();
-        let mut writes = Vec::new();
+        let mut writes: Vec<(u64, Range<usize>)> = Vec::new();
         for run in slots {
-            let mut open: Option<Write> = None;
+            let mut open: Option<(u64, Range<usize>)> = None;
             for (slot, (index, bytes)) in run.clone().zip(&mut stored) {
                 if let Payload::Stored { offset, .. } = &mut payloads[*index] {
-                    *offset = slot * self.grains.grain();
+                    *offset = self.originals.offset_of(slot);
                 }
                 match &mut open {
-                    Some(write) if write.bytes.end == bytes.start => write.bytes.end = bytes.end,
-                    _ => writes.extend(open.replace(Write { slot, bytes: bytes.clone() })),
+                    Some((_, place)) if place.end == bytes.start => place.end = bytes.end,
+                    _ => writes.extend(open.replace((slot, bytes.clone()))),
                 }
             }
             writes.extend(open);
@@ -340,19 +383,14 @@ impl<P: Platform> Volume<P> {
         writes
     }
 
-    async fn store(&self, writes: &[Write], bytes: &[u8]) -> Result<(), NotStored> {
-        for write in writes {
-            let now = self.platform.monotonic_ns();
-            if now < self.cache_hangs_until.load(Ordering::Relaxed) {
-                // It has just cost one change its patience: the next are not to pay for it, too.
-                return Err(NotStored::Failed(BrokenReason::SaveFailed));
-            }
-            let buffer = Buffer::copy_of(&bytes[write.bytes.clone()]);
+    async fn store(&self, writes: &[(u64, Range<usize>)], bytes: &[u8]) -> Result<(), NotStored> {
+        for (slot, place) in writes {
+            self.refuse_while_hanging()?;
+            let buffer = Buffer::copy_of(&bytes[place.clone()]);
             let limit = self.platform.longest_save();
-            let stored = within(self.originals.store(write.slot, buffer), self.platform.sleep(limit)).await;
+            let stored = within(self.originals.store(*slot, buffer), self.platform.sleep(limit)).await;
             let Some((_, result)) = stored else {
-                self.platform.observe(Event::CacheHangs);
-                self.cache_hangs_until.store(self.platform.monotonic_ns() + limit, Ordering::Relaxed);
+                self.hangs(limit);
                 return Err(NotStored::Hangs);
             };
             result.map_err(|error| {
@@ -362,25 +400,36 @@ impl<P: Platform> Volume<P> {
         Ok(())
     }
 
+    /// A cache that has just cost one change its patience is not to cost the next ones theirs, too.
+    pub(crate) fn refuse_while_hanging(&self) -> Result<(), NotStored> {
+        let hangs = self.platform.monotonic_ns() < self.cache_hangs_until.load(Ordering::Relaxed);
+        if hangs { Err(NotStored::Failed(BrokenReason::SaveFailed)) } else { Ok(()) }
+    }
+
+    pub(crate) fn hangs(&self, limit: u64) {
+        self.platform.observe(Event::CacheHangs);
+        self.cache_hangs_until.store(self.platform.monotonic_ns() + limit, Ordering::Relaxed);
+    }
+
     /// The originals of `run` cannot be kept: whoever needs one of them is broken, on record, before the host's change goes on.
     async fn lose(&self, run: &[GrainIndex], tag: Epoch, reason: BrokenReason) {
         self.platform.point(Point::SaveFailed).await;
         if self.platform.planted(Planted::FailedSaveIgnored) {
             return;
         }
+        let mut lost = Vec::new();
         {
             let _claims = self.lock();
             for grain in run {
                 self.platform.observe(Event::SaveFailed { grain: *grain });
                 let newest = self.originals.newest(*grain);
                 for snapshot in self.snapshots.needing(self.grains, *grain, newest, tag) {
-                    self.break_snapshot(&snapshot, reason, self.grains.range(*grain).start());
+                    self.mark(&snapshot, reason, self.grains.range(*grain).start());
+                    lost.push(snapshot);
                 }
             }
-            if !self.snapshots.any_live() {
-                self.pending.disarm();
-            }
         }
+        self.break_marked(&lost).await;
         self.platform.point(Point::Broken).await;
     }
 
@@ -427,18 +476,15 @@ impl<P: Platform> Volume<P> {
     }
 }
 
-/// Bytes that go to the cache together, from a slot on.
-struct Write {
-    slot: u64,
-    bytes: Range<usize>,
-}
-
-/// Why payloads are not in the cache.
-enum NotStored {
-    /// A write failed.
+/// Why originals are not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotStored {
+    /// A write, or a flush, failed.
     Failed(BrokenReason),
     /// A write takes too long, and may land at any time.
     Hangs,
+    /// The map could not be written; the places were given back.
+    Unpublished,
 }
 
 struct Originals {

@@ -28,11 +28,19 @@ pub(crate) struct Snapshot {
     pub(crate) released: RwLock<RangeSet>,
     /// Bytes outside the scope.
     outside_bytes: u64,
+    /// It is marked broken on record; still saved for until nobody can find it unmarked any more.
+    pub(crate) doomed: OnceLock<(BrokenReason, u64)>,
     pub(crate) broken: OnceLock<(BrokenReason, u64)>,
     /// It is broken and that is not on record yet.
     pub(crate) unmarked: AtomicBool,
     pub(crate) end: OnceLock<Sequence>,
+    /// Its record is cleared; still saved for until that is durable.
+    pub(crate) leaving: AtomicBool,
     pub(crate) deleted: AtomicBool,
+    /// The base was flushed since the straddlers of its T0 had landed,
+    pub(crate) flushed: AtomicBool,
+    /// and that is on record.
+    pub(crate) confirmed: AtomicBool,
     /// It is broken and its originals were freed.
     pub(crate) swept: AtomicBool,
 }
@@ -54,23 +62,38 @@ impl Snapshot {
             on_full: record.on_full,
             outside_bytes: outside.bytes(),
             released: RwLock::new(outside),
+            doomed: OnceLock::new(),
             broken: OnceLock::new(),
             unmarked: AtomicBool::new(false),
             end: OnceLock::new(),
+            leaving: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
+            flushed: AtomicBool::new(record.confirmed),
+            confirmed: AtomicBool::new(record.confirmed),
             swept: AtomicBool::new(false),
         };
         match record.state {
             RecordState::Live => {}
             RecordState::Ended(sequence) => snapshot.end.set(sequence).expect("just made"),
-            RecordState::Broken(reason) => snapshot.broken.set((reason, record.broken_at)).expect("just made"),
+            RecordState::Broken(reason) => snapshot.set_broken(reason, record.broken_at),
         }
         snapshot
+    }
+
+    /// It is broken, on record and for everybody.
+    pub(crate) fn set_broken(&self, reason: BrokenReason, at: u64) {
+        let _ = self.doomed.set((reason, at));
+        let _ = self.broken.set((reason, at));
     }
 
     /// Whether it still reads originals: it stands unbroken, ended or not.
     pub(crate) fn holds(&self) -> bool {
         !self.deleted.load(Ordering::Acquire) && self.broken.get().is_none()
+    }
+
+    /// Whether its record says, or is about to say, that it does not stand.
+    pub(crate) fn goes(&self) -> bool {
+        !self.holds() || self.leaving.load(Ordering::Acquire) || self.doomed.get().is_some()
     }
 
     /// Whether updates are still saved for it.
@@ -108,7 +131,7 @@ impl Snapshot {
     }
 
     pub(crate) fn info(&self) -> SnapshotInfo {
-        let state = match (self.broken.get(), self.end.get()) {
+        let state = match (self.doomed.get(), self.end.get()) {
             (Some((reason, at)), _) => SnapshotState::Broken { reason: *reason, at: *at },
             (None, Some(up_to)) => SnapshotState::Ended { up_to: *up_to },
             (None, None) => SnapshotState::Live,
@@ -127,6 +150,7 @@ impl Snapshot {
             scope: self.scope.as_ref().map(|scope| scope.iter().collect()),
             on_full: self.on_full,
             captured_bytes: self.released.read().expect("nothing panics under this lock").bytes() - self.outside_bytes,
+            confirmed: self.confirmed.load(Ordering::Acquire),
         }
     }
 }
@@ -179,6 +203,8 @@ pub struct SnapshotInfo {
     pub on_full: OnFull,
     /// Bytes that its consumer has captured and it has released.
     pub captured_bytes: u64,
+    /// It outlives a loss of power. Never where originals do not.
+    pub confirmed: bool,
 }
 
 impl SnapshotInfo {

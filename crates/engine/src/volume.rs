@@ -17,16 +17,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Notify, Storage};
 use tzero_originals::{
-    BrokenReason, Components, FirstTier, Grains, MapError, MapShape, OriginalCache, Originals, OriginalsUse, RangeLog,
+    BrokenReason, Components, FirstTier, Grains, MapError, MapShape, OriginalCache, Originals, OriginalsUse,
     RecordState, SnapshotId, SnapshotTable, TableError,
 };
 
 use crate::admission::Admission;
+use crate::commit::Commits;
+use crate::confirm::Confirming;
+use crate::control::ReleasedLog;
+use crate::first::within;
 use crate::ladder::Movers;
 use crate::pending::Pending;
 use crate::platform::Platform;
@@ -34,6 +38,16 @@ use crate::reuse::Delivered;
 use crate::snapshots::{Snapshot, SnapshotInfo, Snapshots};
 
 pub(crate) type StateOf<P> = <<P as Platform>::Storage as Storage>::Mapping;
+
+/// What originals outlive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// The process.
+    #[default]
+    Process,
+    /// A loss of power, too: see [`crate::commit`] and [`crate::confirm`].
+    Power,
+}
 
 /// What is fixed about a volume.
 #[derive(Clone, Debug)]
@@ -50,6 +64,8 @@ pub struct VolumeOptions {
     pub boot_id: [u8; 16],
     /// The base is not what it was when the daemon stopped: no snapshot can be right.
     pub base_changed: bool,
+    /// What its originals outlive; always the same for one volume.
+    pub durability: Durability,
     /// How large a new modified map is.
     pub map_shape: MapShape,
     /// What the cache is like.
@@ -76,6 +92,8 @@ pub enum OpenError {
     Table(TableError),
     /// The state cannot be read or written.
     State(std::io::Error),
+    /// The cache's records cannot be read or written.
+    Cache(tzero_block::Error),
 }
 
 impl fmt::Display for OpenError {
@@ -85,6 +103,7 @@ impl fmt::Display for OpenError {
             Self::Map(source) => source.fmt(f),
             Self::Table(source) => source.fmt(f),
             Self::State(source) => write!(f, "the volume's state cannot be used: {source}"),
+            Self::Cache(source) => write!(f, "the original cache cannot be used: {source}"),
         }
     }
 }
@@ -96,6 +115,7 @@ impl std::error::Error for OpenError {
             Self::Map(source) => Some(source),
             Self::Table(source) => Some(source),
             Self::State(source) => Some(source),
+            Self::Cache(source) => Some(source),
         }
     }
 }
@@ -196,7 +216,12 @@ pub struct Volume<P: Platform> {
     /// The volume's lock: grains that are being saved.
     pub(crate) claims: Mutex<BTreeSet<u64>>,
     /// Logs of released ranges, once they are open. No host change ever waits for them.
-    pub(crate) released_logs: Mutex<BTreeMap<SnapshotId, RangeLog<StateOf<P>>>>,
+    pub(crate) released_logs: Mutex<BTreeMap<SnapshotId, Arc<ReleasedLog<StateOf<P>>>>>,
+    pub(crate) durability: Durability,
+    /// Saves on their way to be durable.
+    pub(crate) commits: Commits,
+    /// What is to be known of the base before snapshots outlive a loss of power.
+    pub(crate) confirming: Confirming,
     /// A snapshot has broken.
     pub(crate) broke: Notify,
     /// Until then, in monotonic nanoseconds, saves fail at once because the cache hangs.
@@ -324,7 +349,7 @@ impl<P: Platform> Volume<P> {
             self.table.set_boot(self.boot_id, true)?;
             self.table.sync()?;
         }
-        self.base.flush().await.map_err(failed)?;
+        self.flush_base().await.map_err(failed)?;
         self.cache().flush().await.map_err(failed)?;
         self.originals.sync_map()?;
         for snapshot in self.snapshots.all() {
@@ -335,6 +360,9 @@ impl<P: Platform> Volume<P> {
         self.mark_broken()?;
         self.table.sync()?;
         self.storage.sync()?;
+        if self.confirming.is_in_doubt() {
+            return Err(std::io::Error::other("a flush of the base has failed since the machine was started"));
+        }
         self.platform.point(crate::Point::CloseSynced).await;
         self.table.set_boot(self.boot_id, true)?;
         self.table.sync()
@@ -344,24 +372,65 @@ impl<P: Platform> Volume<P> {
         self.claims.lock().expect("nothing panics under the volume's lock")
     }
 
-    /// Marks a snapshot, which is not deleted, broken: on record first, then for everybody here. Under the volume's lock.
+    /// Marks a snapshot, which is not deleted, broken: on record, and no more. Under the volume's lock. Nothing is to rely on it before
+    /// [`Self::break_marked`] has returned: it goes on being saved for.
     ///
     /// The mark needs no space. Where stores go through `pwrite` it can fail all the same; then the witness goes, which takes only a
     /// removal, and the mark is tried again. Without its witness no snapshot is believed after a death.
-    pub(crate) fn break_snapshot(&self, snapshot: &Snapshot, reason: BrokenReason, at: u64) {
-        if snapshot.broken.get().is_some() {
+    pub(crate) fn mark(&self, snapshot: &Snapshot, reason: BrokenReason, at: u64) {
+        if snapshot.doomed.get().is_some() {
             return;
         }
-        if self.table.set_state(snapshot.slot, RecordState::Broken(reason), at).is_err() {
-            let forgotten = self.platform.planted(crate::Planted::LostMarkForgotten);
-            snapshot.unmarked.store(!forgotten, Ordering::Release);
-            let _ = if forgotten { Ok(()) } else { self.storage.remove(WITNESS) };
-            self.platform.observe(crate::Event::MarkLost { id: snapshot.id });
+        // A record that is being cleared may not come back.
+        if !snapshot.leaving.load(Ordering::Acquire)
+            && self.table.set_state(snapshot.slot, RecordState::Broken(reason), at).is_err()
+        {
+            self.lose_mark(snapshot);
         }
-        if snapshot.broken.set((reason, at)).is_ok() {
-            self.platform.observe(crate::Event::Broken { id: snapshot.id, reason });
-            self.broke.notify_all();
+        let _ = snapshot.doomed.set((reason, at));
+    }
+
+    /// A mark is not on record, or not certain to be.
+    pub(crate) fn lose_mark(&self, snapshot: &Snapshot) {
+        let forgotten = self.platform.planted(crate::Planted::LostMarkForgotten);
+        snapshot.unmarked.store(!forgotten, Ordering::Release);
+        let _ = if forgotten { Ok(()) } else { self.storage.remove(WITNESS) };
+        self.platform.observe(crate::Event::MarkLost { id: snapshot.id });
+    }
+
+    /// Marked snapshots are broken for everybody from now on. With `durability = power` the marks are durable first, as far as that can be had.
+    pub(crate) async fn break_marked(&self, marked: &[Arc<Snapshot>]) {
+        if self.durability == Durability::Power && !marked.is_empty() && !self.marks_durable().await {
+            let _claims = self.lock();
+            marked.iter().for_each(|snapshot| self.lose_mark(snapshot));
         }
+        let _claims = self.lock();
+        for snapshot in marked {
+            let Some((reason, at)) = snapshot.doomed.get().copied() else { continue };
+            if snapshot.broken.set((reason, at)).is_ok() {
+                self.platform.observe(crate::Event::Broken { id: snapshot.id, reason });
+                self.broke.notify_all();
+            }
+        }
+        if !self.snapshots.any_live() {
+            self.pending.disarm();
+        }
+    }
+
+    /// Makes the marks durable: in the table, or, where that fails or takes too long, by a word in the cache that no snapshot is to be believed
+    /// after a loss of power. `false`: neither can be had.
+    async fn marks_durable(&self) -> bool {
+        if self.platform.planted(crate::Planted::MarkNotDurable) {
+            return true;
+        }
+        let limit = self.platform.longest_save();
+        let in_table = within(self.table.durable(), self.platform.sleep(limit)).await;
+        if matches!(in_table, Some(Ok(()))) {
+            return true;
+        }
+        let Some(recording) = self.originals.recording() else { return false };
+        let voided = within(recording.area.store(self.cache(), true), self.platform.sleep(limit)).await;
+        matches!(voided, Some(Ok(())))
     }
 
     /// Puts on record which snapshots are broken, where that failed when they broke.

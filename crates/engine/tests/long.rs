@@ -51,6 +51,7 @@ async fn open(directory: &Path) -> Arc<Volume<Test>> {
         components: Components::one(),
         boot_id: [1; 16],
         base_changed: false,
+        durability: tzero_engine::Durability::Process,
         map_shape: MapShape::DEFAULT,
         cache: CacheOptions::default(),
     };

@@ -56,6 +56,7 @@ fn open(directory: &std::path::Path, runtime: &Runtime) -> Arc<Volume<Test>> {
         components: Components::one(),
         boot_id: [1; 16],
         base_changed: false,
+        durability: tzero_engine::Durability::Process,
         map_shape: MapShape::DEFAULT,
         cache: CacheOptions::default(),
     };

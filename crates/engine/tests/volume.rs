@@ -94,6 +94,7 @@ impl Fixture {
             components: Components::one(),
             boot_id,
             base_changed,
+            durability: tzero_engine::Durability::Process,
             map_shape: MapShape::DEFAULT,
             cache: CacheOptions::default(),
         };

@@ -11,7 +11,7 @@
 //! | **resolve** | | shared | the reader checks afterwards that its snapshot still needed the range |
 //! | **free** | | | whoever removes the index line frees: once |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
@@ -23,6 +23,7 @@ use crate::components::Components;
 use crate::entry::{Entry, EntryState, Payload};
 use crate::index::{Index, Located};
 use crate::map::{MapError, ModifiedMap};
+use crate::records::{RecordArea, Stamp};
 use crate::slots::{First, Slots};
 use crate::units::{Epoch, GrainIndex, Grains, Sequence};
 
@@ -67,6 +68,17 @@ pub struct Reservation {
     positions: Vec<u32>,
 }
 
+/// Originals of one tag that are to go on record, in their places.
+#[derive(Clone, Copy, Debug)]
+pub struct Reserved<'a> {
+    /// Their places.
+    pub reservation: &'a Reservation,
+    /// Their tag.
+    pub tag: Epoch,
+    /// What they are.
+    pub originals: &'a [(GrainIndex, Payload)],
+}
+
 /// How much there is of everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OriginalsUse {
@@ -95,8 +107,25 @@ struct Space {
     slots: Slots,
     positions: Slots,
     head: Sequence,
+    /// The newest sequence that was ever given to an original, published or not.
+    assigned: Sequence,
+    /// Everything of this life up to here is durable, with its record. Only where there are records.
+    durable: Sequence,
+    /// Something of this life after [`Space::durable`] was written and is not certain to be durable.
+    uncertain: bool,
+    /// Blocks of records to which a write was given up on: nothing else may ever be put there before the next start.
+    lost_blocks: BTreeSet<u64>,
     /// Slots are set aside while their space is given back.
     giving_back: bool,
+}
+
+/// The records that a cache has beside its payloads, and the life that writes them.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    /// Where they are.
+    pub area: RecordArea,
+    /// Number of this opening of the volume.
+    pub life: u32,
 }
 
 /// Payloads, entries and their index.
@@ -104,6 +133,7 @@ pub struct OriginalCache<M, D> {
     grains: Grains,
     map: ModifiedMap<M>,
     device: D,
+    recording: Option<Recording>,
     shards: [Mutex<Index>; SHARDS],
     space: Mutex<Space>,
 }
@@ -117,6 +147,8 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
     /// are there already may lie past it, and must be readable all the same. `wanted` says of every original (grain, the tag before it, its
     /// tag, its sequence) whether some snapshot could resolve to it; the others are freed.
     ///
+    /// With `recording` there are records beside the payloads, and what is saved outlives a loss of power.
+    ///
     /// `entries` and `damaged` are what [`ModifiedMap::scan`] found; the damaged ones are freed.
     ///
     /// # Errors
@@ -126,11 +158,13 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         entries: Vec<(u32, Entry)>,
         damaged: Vec<u32>,
         device: D,
+        recording: Option<Recording>,
         grains: Grains,
         first: FirstTier,
         wanted: impl Fn(GrainIndex, Option<Epoch>, Epoch, Sequence) -> bool,
     ) -> Result<Self, MapError> {
-        let limit = device.geometry().size / grains.grain();
+        let slots_at = recording.as_ref().map_or(0, |recording| recording.area.slots_at());
+        let limit = device.geometry().size.saturating_sub(slots_at) / grains.grain();
         let mut head = map.head();
         let mut all = Index::default();
         for (position, entry) in &entries {
@@ -145,12 +179,17 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
             let located = Located { tag: entry.tag, position };
             let before = all.of(grain).iter().map(|other| other.tag).rfind(|tag| *tag < entry.tag);
             let fits = entry.offset < grains.size() && u64::from(entry.len) == grains.range(grain).len();
+            let place = match entry.payload {
+                Payload::Stored { offset, .. } => offset.checked_sub(slots_at),
+                Payload::Zero | Payload::Bad => Some(0),
+            };
+            let fits = fits && place.is_some();
             if !fits || !all.of(grain).contains(&located) || !wanted(grain, before, entry.tag, entry.sequence) {
                 map.withdraw(position).map_err(MapError::Io)?;
                 continue;
             }
             if let Payload::Stored { offset, .. } = entry.payload {
-                slots.insert(offset / grains.grain());
+                slots.insert((offset - slots_at) / grains.grain());
             }
             positions.insert(u64::from(position));
             shards[shard_of(grain)].lock().expect("nothing panics under this lock").insert(grain, located);
@@ -159,13 +198,18 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
             map.withdraw(position).map_err(MapError::Io)?;
         }
         let first = First { places: first.bytes / grains.grain(), withheld: first.withheld };
+        let most = recording.as_ref().map_or(u64::MAX, |recording| recording.area.positions());
         let space = Space {
             slots: Slots::with_taken(limit, &slots, first),
-            positions: Slots::with_taken(map.capacity(), &positions, First::default()),
+            positions: Slots::with_taken(map.capacity().min(most), &positions, First::default()),
             head,
+            assigned: head,
+            durable: Sequence(0),
+            uncertain: false,
+            lost_blocks: BTreeSet::new(),
             giving_back: false,
         };
-        Ok(Self { grains, map, device, shards, space: Mutex::new(space) })
+        Ok(Self { grains, map, device, recording, shards, space: Mutex::new(space) })
     }
 
     /// How the volume is cut.
@@ -202,20 +246,64 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
     /// When the cache is full or the map cannot grow.
     pub fn reserve(&self, entries: u64, stored: u64) -> Result<Reservation, CacheError> {
         let mut space = self.space();
-        let positions = match space.positions.take(entries) {
-            Some(positions) => positions,
-            None => {
-                let needed = space.positions.taken() + entries;
-                let grown = self.map.grow(needed.max(space.positions.limit() + 1)).map_err(CacheError::MapFull)?;
-                space.positions.set_limit(grown.end);
-                space.positions.take(entries).expect("the map was grown for as many")
-            }
-        };
+        let positions = self.take_positions(&mut space, entries)?;
         let Some(slots) = space.slots.take(stored) else {
             positions.into_iter().for_each(|run| space.positions.put_back(run));
             return Err(CacheError::Full);
         };
         Ok(Reservation { slots, positions: positions.into_iter().flatten().map(|position| position as u32).collect() })
+    }
+
+    fn take_positions(&self, space: &mut Space, count: u64) -> Result<Vec<Range<u64>>, CacheError> {
+        loop {
+            let runs = match space.positions.take(count) {
+                Some(runs) => runs,
+                None => self.more_positions(space, count)?,
+            };
+            let lost = |position: &u64| space.lost_blocks.contains(&(position / self.records_per_block()));
+            if space.lost_blocks.is_empty() || !runs.iter().cloned().flatten().any(|position| lost(&position)) {
+                return Ok(runs);
+            }
+            let (lost, good): (Vec<u64>, Vec<u64>) = runs.into_iter().flatten().partition(lost);
+            lost.into_iter().for_each(|position| space.positions.lose(position..position + 1));
+            good.into_iter().for_each(|position| space.positions.put_back(position..position + 1));
+        }
+    }
+
+    /// Grows the map, as far as there may be records.
+    fn more_positions(&self, space: &mut Space, count: u64) -> Result<Vec<Range<u64>>, CacheError> {
+        let most = self.recording.as_ref().map_or(u64::MAX, |recording| recording.area.positions());
+        let full = || CacheError::MapFull(io::ErrorKind::StorageFull.into());
+        let needed = (space.positions.taken() + count).max(space.positions.limit() + 1);
+        if needed > most {
+            return Err(full());
+        }
+        let grown = self.map.grow(needed).map_err(CacheError::MapFull)?;
+        space.positions.set_limit(grown.end.min(most));
+        space.positions.take(count).ok_or_else(full)
+    }
+
+    /// Bytes of a block of records: what is written at once at least.
+    fn block(&self) -> u64 {
+        u64::from(self.device.geometry().alignment).max(512)
+    }
+
+    fn records_per_block(&self) -> u64 {
+        self.block() / 64
+    }
+
+    /// The cache's offset of a slot, in bytes.
+    pub fn offset_of(&self, slot: u64) -> u64 {
+        self.slots_at() + slot * self.grains.grain()
+    }
+
+    fn slots_at(&self) -> u64 {
+        self.recording.as_ref().map_or(0, |recording| recording.area.slots_at())
+    }
+
+    /// The records of the cache, where it has some.
+    pub fn recording(&self) -> Option<&Recording> {
+        self.recording.as_ref()
     }
 
     /// Gives a reservation back.
@@ -233,17 +321,81 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         let mut space = self.space();
         reservation.slots.into_iter().for_each(|run| space.slots.lose(run));
         for position in reservation.positions {
-            space.positions.put_back(u64::from(position)..u64::from(position) + 1);
+            let position = u64::from(position);
+            if self.recording.is_some() {
+                space.lost_blocks.insert(position / self.records_per_block());
+                space.positions.lose(position..position + 1);
+            } else {
+                space.positions.put_back(position..position + 1);
+            }
         }
+    }
+
+    /// Gives so many originals their sequences, the first of which it says. What they are given to is published in this order, or never.
+    pub fn assign(&self, count: u64) -> Sequence {
+        let mut space = self.space();
+        let first = Sequence(space.assigned.0 + 1);
+        space.assigned.0 += count;
+        first
+    }
+
+    /// The writes that put originals on record beside their payloads, each with its place in bytes. `first` is the sequence of the first of
+    /// them, the others follow.
+    ///
+    /// # Panics
+    /// Where there are no records.
+    pub fn records(&self, batch: &[Reserved<'_>], first: Sequence) -> Vec<(u64, Buffer)> {
+        let Recording { area, life } = self.recording.as_ref().expect("only a cache with records is asked for them");
+        let mut fresh = BTreeMap::new();
+        let mut next = first.0;
+        for Reserved { reservation, tag, originals } in batch {
+            for (position, entry) in self.entries(reservation, *tag, originals, Sequence(next)) {
+                fresh.insert(position, entry);
+                next += 1;
+            }
+        }
+        let durable = self.space().durable;
+        let stamp = Stamp { components: self.map.components(), life: *life, durable };
+        area.writes(self.block(), &fresh, |position| self.map.entry(position), stamp)
+    }
+
+    /// Everything that was assigned a sequence up to this one, and not said to be uncertain, is durable with its record.
+    pub fn is_durable(&self, up_to: Sequence) {
+        let mut space = self.space();
+        if !space.uncertain {
+            space.durable = up_to;
+        }
+    }
+
+    /// What was written last may be durable or not, and may never be.
+    pub fn is_uncertain(&self) {
+        self.space().uncertain = true;
+    }
+
+    /// The entries of originals, at their positions.
+    fn entries<'a>(
+        &self,
+        reservation: &'a Reservation,
+        tag: Epoch,
+        originals: &'a [(GrainIndex, Payload)],
+        first: Sequence,
+    ) -> impl Iterator<Item = (u32, Entry)> + use<'a, M, D> {
+        let grains = self.grains;
+        (first.0..).zip(originals.iter().zip(&reservation.positions)).map(move |(sequence, (original, position))| {
+            let &(grain, payload) = original;
+            let range = grains.range(grain);
+            let (offset, len) = (range.start(), range.len() as u32);
+            (*position, Entry { offset, len, tag, sequence: Sequence(sequence), payload, state: EntryState::Unread })
+        })
     }
 
     /// Writes payload bytes from the slot on.
     pub async fn store(&self, slot: u64, bytes: Buffer) -> (Buffer, Result<(), tzero_block::Error>) {
-        self.device.write(slot * self.grains.grain(), bytes, false).await
+        self.device.write(self.offset_of(slot), bytes, false).await
     }
 
     /// Publishes originals of one tag in the map: visible to movers, and found after a death. The payloads are stored already.
-    /// Slots are used in the order of the reservation.
+    /// Slots are used in the order of the reservation. Without `first`, a sequence from [`Self::assign`], they get the next ones.
     ///
     /// # Errors
     /// Where stores can fail: then none of them counts, and the reservation is given back.
@@ -252,32 +404,30 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         reservation: Reservation,
         tag: Epoch,
         originals: &[(GrainIndex, Payload)],
+        first: Option<Sequence>,
     ) -> io::Result<Vec<(GrainIndex, Located, Sequence)>> {
         let mut published = Vec::with_capacity(originals.len());
         let mut space = self.space();
-        for (&(grain, payload), &position) in originals.iter().zip(&reservation.positions) {
-            let range = self.grains.range(grain);
-            let sequence = Sequence(space.head.0 + 1);
-            let entry = Entry {
-                offset: range.start(),
-                len: range.len() as u32,
-                tag,
-                sequence,
-                payload,
-                state: EntryState::Unread,
-            };
+        let first = first.unwrap_or(Sequence(space.head.0 + 1));
+        let mut failed = None;
+        for (position, entry) in self.entries(&reservation, tag, originals, first) {
             if let Err(error) = self.map.publish(position, &entry) {
-                for position in &reservation.positions {
-                    // One that cannot be withdrawn may stand in the file for ever, so its places must never be used again: they are
-                    // lost until the next start, and only where stores go by `pwrite` and the disk fails.
-                    self.map.withdraw(*position)?;
-                }
-                drop(space);
-                self.cancel(reservation);
-                return Err(error);
+                failed = Some(error);
+                break;
             }
-            space.head = sequence;
-            published.push((grain, Located { tag, position }, sequence));
+            space.head = entry.sequence;
+            space.assigned = space.assigned.max(space.head);
+            published.push((self.grains.at(entry.offset), Located { tag, position }, entry.sequence));
+        }
+        if let Some(error) = failed {
+            for position in &reservation.positions {
+                // One that cannot be withdrawn may stand in the file for ever, so its places must never be used again: they are
+                // lost until the next start, and only where stores go by `pwrite` and the disk fails.
+                self.map.withdraw(*position)?;
+            }
+            drop(space);
+            self.cancel(reservation);
+            return Err(error);
         }
         Ok(published)
     }
@@ -350,7 +500,7 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
             space.positions.put_back(position..position + 1);
             freed.push(match entry.map(|entry| entry.payload) {
                 Some(Payload::Stored { offset, .. }) => {
-                    let slot = offset / self.grains.grain();
+                    let slot = (offset - self.slots_at()) / self.grains.grain();
                     space.slots.put_back(slot..slot + 1);
                     Some(offset)
                 }
@@ -411,7 +561,7 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
             run
         };
         // A device that refuses is not asked again for the same slots.
-        let _ = self.device.discard(ByteRange::between(run.start * grain, run.end * grain)).await;
+        let _ = self.device.discard(ByteRange::between(self.offset_of(run.start), self.offset_of(run.end))).await;
         let mut space = self.space();
         space.slots.put_bare(run.clone());
         space.giving_back = false;

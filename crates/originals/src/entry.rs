@@ -81,7 +81,7 @@ impl Entry {
         matches!(self.payload, Payload::Stored { checksum, .. } if crc32c::crc32c(bytes) == checksum)
     }
 
-    fn words(&self, components: &Components) -> [u64; 7] {
+    pub(crate) fn words(&self, components: &Components) -> [u64; 7] {
         let (unit, within) = components.place(self.offset);
         let (place, sum) = match self.payload {
             Payload::Stored { offset, checksum } => (offset, u64::from(checksum)),
@@ -122,6 +122,11 @@ impl Entry {
         if u64::from(checksum_of(&words[..6])) != words[6] {
             return None;
         }
+        Self::from_words(&words, state, components)
+    }
+
+    /// What the first six words say; `None` where that makes no sense.
+    pub(crate) fn from_words(words: &[u64], state: EntryState, components: &Components) -> Option<Self> {
         let payload = match words[5] & !0xFFFF_FFFF {
             0 => Payload::Stored { offset: words[2], checksum: words[5] as u32 },
             ZERO => Payload::Zero,

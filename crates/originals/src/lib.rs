@@ -14,11 +14,12 @@ mod map;
 mod overlay;
 mod ranges;
 mod reader;
+mod records;
 mod slots;
 mod table;
 mod units;
 
-pub use cache::{CacheError, FirstTier, OriginalCache, OriginalsUse, Reservation};
+pub use cache::{CacheError, FirstTier, OriginalCache, OriginalsUse, Recording, Reservation, Reserved};
 pub use components::{Components, ComponentsError};
 pub use entry::{Entry, EntryState, Payload};
 pub use index::{Index, Located};
@@ -26,6 +27,7 @@ pub use map::{MapError, MapShape, ModifiedMap};
 pub use overlay::{Overlay, OverlayError, overlay};
 pub use ranges::{RangeLog, RangeSet};
 pub use reader::{CaughtUp, OpenError, OriginalsReader, ReconcileError, Reconciled, Scan, SnapshotRef};
+pub use records::{AreaFound, Record as FoundRecord, RecordArea, certain};
 pub use table::{
     BrokenReason, MOST_SNAPSHOTS, NAME_BYTES, OnFull, Originals, Record, RecordState, SnapshotTable, TableError,
 };

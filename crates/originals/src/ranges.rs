@@ -1,7 +1,8 @@
 //! Sets of ranges, in memory and on record: what a snapshot has released, what its scope is.
 //!
 //! File: word 0 magic `TZERORLS`, word 1 version, word 2 count, then records of two words (start byte, end byte).
-//! A record is written before the count that covers it; a record that continues the last one replaces its end in one store.
+//! A record is written before the count that covers it, its start before its end; a record that continues the last one replaces its end in one
+//! store.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -111,24 +112,40 @@ impl<M: Mapping> RangeLog<M> {
         }
         let fits = mapping.len() >= HEADER && mapping.load(0) == MAGIC && mapping.load(8) == VERSION;
         let log = Self { mapping };
-        if fits && log.count() <= (log.mapping.len() - HEADER) / RECORD { Ok(log) } else { Err(invalid()) }
+        if fits { Ok(log) } else { Err(invalid()) }
     }
 
-    /// The set.
+    /// The set. A record that is not there whole was never relied upon, and counts as none.
     ///
     /// # Errors
     /// When a record is malformed (`InvalidData`).
     pub fn load(&self) -> io::Result<RangeSet> {
+        if self.count() > self.capacity() {
+            return Err(invalid());
+        }
         let mut set = RangeSet::default();
         for index in 0..self.count() {
             let at = HEADER + index * RECORD;
-            let (start, end) = (self.mapping.load(at), self.mapping.load(at + 8));
-            if start > end {
-                return Err(invalid());
+            match (self.mapping.load(at), self.mapping.load(at + 8)) {
+                (_, 0) => {}
+                (start, end) if start > end => return Err(invalid()),
+                (start, end) => set.insert(ByteRange::between(start, end)),
             }
-            set.insert(ByteRange::between(start, end));
         }
         Ok(set)
+    }
+
+    /// Makes of what a loss of power has left a log: records that the file has lost were not relied upon.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn mend(&self) -> io::Result<()> {
+        if self.count() > self.capacity() { self.mapping.publish(16, self.capacity()) } else { Ok(()) }
+    }
+
+    /// How many records the file has room for.
+    fn capacity(&self) -> u64 {
+        (self.mapping.len() - HEADER) / RECORD
     }
 
     /// Adds a range. From its return on this survives the process.
@@ -147,8 +164,12 @@ impl<M: Mapping> RangeLog<M> {
         if self.mapping.len() < at + RECORD {
             self.mapping.grow(self.mapping.len() * 2)?;
         }
-        self.mapping.store(at, range.start())?;
-        self.mapping.store(at + 8, range.end())?;
+        // Each a store of its own, in this order: whatever a loss of power leaves, an end belongs to its start.
+        if self.mapping.load(at + 8) != 0 {
+            self.mapping.publish(at + 8, 0)?;
+        }
+        self.mapping.publish(at, range.start())?;
+        self.mapping.publish(at + 8, range.end())?;
         self.mapping.publish(16, count + 1)
     }
 

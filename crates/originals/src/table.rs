@@ -8,15 +8,23 @@
 //! | 32 | epoch: that of the newest snapshot ever taken |
 //! | 40, 48 | boot id of the machine when the table was last opened |
 //! | 56 | 1 after a clean stop, else 0 |
+//! | 64 | incarnation of the cache, where its originals are durable; else 0 |
+//! | 72 | life: how often the volume was opened |
+//! | 80 | 1 when a flush of the base has failed in this boot, else 0 |
 //! | 4096 | records |
 //!
 //! A record is 256 bytes, words:
 //! 0 state · 1 epoch · 2-3 id · 4 T0 (ns, Unix) · 5 pause (ns) · 6 size (bytes) · 7 flags (1 release, 2 private, 4 has a scope, 8 waits when the cache is
 //! full, 16 fails writes then; milliseconds to wait in the high 32 bits) · 8 end sequence ·
-//! 9 where it broke (byte offset) · 10 bytes of the name · 11-18 name · 19 CRC-32C of words 1-4, 6, 7, 10-18.
+//! 9 where it broke (byte offset) · 10 bytes of the name · 11-18 name · 19 CRC-32C of words 1-4, 6, 7, 10-18 · 20 first half of the id once
+//! the base is known to have been flushed since T0's straddlers landed.
 //!
 //! State: 0 free, 1 live, 2 ended, 3 broken (reason in bits 8-15). Fields first, state last; every change of state is one store
 //! into space that is there already, so a snapshot can always be marked broken.
+//!
+//! # Versions
+//! 2 is what is written. 1 had nothing at 64 to 80 and in word 20, which says the same as zeroes: such a table is read as it is, and its
+//! writer makes it one of version 2 by a single store.
 
 use std::io;
 
@@ -26,7 +34,9 @@ use crate::entry::checksum_of;
 use crate::units::{Epoch, Sequence, SnapshotId};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"TZEROSNP");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
+/// The version before originals could be durable.
+const VERSION_ONE: u64 = 1;
 const HEADER: u64 = 4096;
 const RECORD: u64 = 256;
 
@@ -39,6 +49,11 @@ const WORD_VOLUME: u64 = 16;
 const WORD_EPOCH: u64 = 32;
 const WORD_BOOT: u64 = 40;
 const WORD_CLEAN: u64 = 56;
+const WORD_INCARNATION: u64 = 64;
+const WORD_LIFE: u64 = 72;
+const WORD_DOUBT: u64 = 80;
+/// Word of a record.
+const CONFIRMED: u64 = 20;
 
 const FLAG_RELEASE: u64 = 1;
 const FLAG_PRIVATE: u64 = 2;
@@ -178,6 +193,8 @@ pub struct Record {
     pub on_full: OnFull,
     /// Where it broke, as a byte offset on the volume; 0 if it did not.
     pub broken_at: u64,
+    /// The base was flushed since the straddlers of its T0 had landed.
+    pub confirmed: bool,
     /// What it is now.
     pub state: RecordState,
 }
@@ -244,12 +261,24 @@ impl<M: Mapping> SnapshotTable<M> {
         Ok(table)
     }
 
+    /// Makes a table of an earlier version one of this. For its writer.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn upgrade(&self) -> io::Result<()> {
+        if self.mapping.load(8) == VERSION | RECORD << 32 {
+            return Ok(());
+        }
+        self.mapping.publish(8, VERSION | RECORD << 32)
+    }
+
     /// Takes over a mapping that holds a table.
     ///
     /// # Errors
     /// When it does not.
     pub fn open(mapping: M) -> Result<Self, TableError> {
-        let fits = mapping.len() >= Self::LEN && mapping.load(0) == MAGIC && mapping.load(8) == VERSION | RECORD << 32;
+        let known = [VERSION, VERSION_ONE].map(|version| version | RECORD << 32);
+        let fits = mapping.len() >= Self::LEN && mapping.load(0) == MAGIC && known.contains(&mapping.load(8));
         if fits { Ok(Self { mapping }) } else { Err(TableError::Format) }
     }
 
@@ -280,6 +309,50 @@ impl<M: Mapping> SnapshotTable<M> {
         // since. The other way round it would look like a lost machine.
         store_id(&self.mapping, WORD_BOOT, boot)?;
         self.mapping.publish(WORD_CLEAN, u64::from(clean))
+    }
+
+    /// Which incarnation of the cache the snapshots' originals are in; 0 where they are not durable.
+    pub fn incarnation(&self) -> u64 {
+        self.mapping.load(WORD_INCARNATION)
+    }
+
+    /// Records which incarnation of the cache it is.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn set_incarnation(&self, incarnation: u64) -> io::Result<()> {
+        self.mapping.publish(WORD_INCARNATION, incarnation)
+    }
+
+    /// Begins another life; says its number.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn begin_life(&self) -> io::Result<u32> {
+        let life = self.mapping.load(WORD_LIFE) + 1;
+        self.mapping.publish(WORD_LIFE, life)?;
+        Ok(life as u32)
+    }
+
+    /// Whether a flush of the base has failed in the boot that is recorded.
+    pub fn base_in_doubt(&self) -> bool {
+        self.mapping.load(WORD_DOUBT) != 0
+    }
+
+    /// Records whether a flush of the base has failed.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn set_base_in_doubt(&self, doubt: bool) -> io::Result<()> {
+        self.mapping.publish(WORD_DOUBT, u64::from(doubt))
+    }
+
+    /// Records that the base was flushed since the straddlers of a snapshot's T0 had landed.
+    ///
+    /// # Errors
+    /// Where stores can fail.
+    pub fn confirm(&self, slot: u32, id: SnapshotId) -> io::Result<()> {
+        self.mapping.publish(record_at(slot) + 8 * CONFIRMED, first_half(id))
     }
 
     /// The record in a slot; `None` if it is free. A damaged record is a broken snapshot.
@@ -314,6 +387,7 @@ impl<M: Mapping> SnapshotTable<M> {
             scoped: word(7) & FLAG_SCOPED != 0,
             on_full: OnFull::from_flags(word(7)),
             broken_at: word(9),
+            confirmed: word(CONFIRMED) == first_half(SnapshotId(load_id(&self.mapping, at + 16))),
             state,
         })
     }
@@ -345,6 +419,7 @@ impl<M: Mapping> SnapshotTable<M> {
         put(7, release | private | scoped | record.on_full.flags())?;
         put(8, 0)?;
         put(9, 0)?;
+        put(CONFIRMED, if record.confirmed { first_half(record.id) } else { 0 })?;
         put(10, record.name.len() as u64)?;
         let mut name = [0; NAME_BYTES];
         name[..record.name.len()].copy_from_slice(record.name.as_bytes());
@@ -435,6 +510,11 @@ impl<M: Mapping> SnapshotTable<M> {
 fn record_at(slot: u32) -> u64 {
     assert!(slot < MOST_SNAPSHOTS, "slot {slot} of the snapshot table");
     HEADER + u64::from(slot) * RECORD
+}
+
+/// Not zero, as an id is not: a record that was never confirmed has zero there, or what is left of another snapshot.
+fn first_half(id: SnapshotId) -> u64 {
+    u64::from_le_bytes(std::array::from_fn(|byte| id.0[byte])) | 1
 }
 
 fn load_id<M: Mapping>(mapping: &M, at: u64) -> [u8; 16] {

@@ -96,7 +96,7 @@ impl Fixture {
             self.cache.store(slot, Buffer::copy_of(&bytes)).await.1.unwrap();
             Payload::Stored { offset: slot * u64::from(GRAIN), checksum: crc32c::crc32c(&bytes) }
         };
-        let published = self.cache.publish(reservation, Epoch(tag), &[(GrainIndex(grain), payload)]).unwrap();
+        let published = self.cache.publish(reservation, Epoch(tag), &[(GrainIndex(grain), payload)], None).unwrap();
         self.cache.index(&published, false);
     }
 }
@@ -106,8 +106,8 @@ fn open_cache(path: &Path, device: &Arc<MemoryDevice>) -> OriginalCache<MappedFi
     let map = ModifiedMap::create_or_open(map, GRAIN, [1; 16]).unwrap();
     let (entries, damaged) = map.scan();
     let grains = Grains::new(GRAIN, SIZE).unwrap();
-    OriginalCache::open(map, entries, damaged, Shared(device.clone()), grains, FirstTier::default(), |_, _, _, _| true)
-        .unwrap()
+    let (device, first) = (Shared(device.clone()), FirstTier::default());
+    OriginalCache::open(map, entries, damaged, device, None, grains, first, |_, _, _, _| true).unwrap()
 }
 
 async fn read(reader: &mut OriginalsReader<MappedFile, Shared>, grain: u64) -> u8 {

@@ -127,7 +127,7 @@ impl Client {
         let id = scene.oracle.submit(kind, range, zeroes.fua && kind != Kind::Trim);
         let failures = || {
             let failed = |action| scene.base.failures(action);
-            failed(Action::Write) + failed(Action::WriteZeroes) + failed(Action::Discard)
+            failed(Action::Write) + failed(Action::WriteZeroes) + failed(Action::Discard) + failed(Action::Flush)
         };
         if kind == Kind::Zeroes && !scene.standing(|_| true).is_empty() {
             scene.races.reach(Race::ZeroesOverSnapshot);
@@ -158,9 +158,13 @@ impl Client {
     async fn flush(&self, who: &str) {
         let (daemon, session) = self.connect().await;
         let token = self.scene.oracle.flush_begins();
+        let failures = self.scene.base.failures(Action::Flush);
         match self.scene.call_on(&daemon, who, async move { session.flush().await }).await {
             None => {}
-            Some(Ok(())) => self.scene.oracle.flushed(&token),
+            // What a flush that failed was to write may never be there, whatever flushes succeed later.
+            Some(Ok(())) if self.scene.base.failures(Action::Flush) == 0 => self.scene.oracle.flushed(&token),
+            Some(Ok(())) => {}
+            Some(Err(_)) if self.scene.base.failures(Action::Flush) > failures => {}
             Some(Err(error)) => fail(format!("{who}: the flush failed: {error}")),
         }
     }

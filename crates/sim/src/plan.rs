@@ -5,6 +5,7 @@
 
 use tzero_block::{ByteRange, Zeroes};
 
+use tzero_engine::Durability;
 use tzero_originals::{MapShape, OnFull};
 
 use crate::contents::Cells;
@@ -36,6 +37,8 @@ pub struct Shape {
     pub alignment: u32,
     /// Bytes of each component of the base, in order.
     pub components: Vec<u64>,
+    /// What originals outlive.
+    pub durability: Durability,
     /// Bytes of each tier of the cache, in order.
     pub tiers: Vec<u64>,
     /// The cache is too small for what could be saved.
@@ -56,6 +59,13 @@ pub struct Shape {
     pub longest_save_ns: u64,
     /// Positions of the map that a mover looks at in one go.
     pub scan_at_once: u32,
+}
+
+impl Shape {
+    /// Whether originals outlive a loss of power. Then no tier is memory.
+    pub fn outlives_power(&self) -> bool {
+        self.durability == Durability::Power
+    }
 }
 
 /// One thing that a client does.
@@ -260,11 +270,18 @@ impl Plan {
 
     /// Whether originals can go with the machine's memory.
     pub fn may_lose_memory(&self) -> bool {
-        self.shape.tiers.len() > 1 && self.ends.iter().any(|end| matches!(end, End::Stop { reboot: true, .. }))
+        self.shape.tiers.len() > 1
+            && !self.shape.outlives_power()
+            && self.ends.iter().any(|end| matches!(end, End::Stop { reboot: true, .. }))
     }
 
     /// Whether something in it can break a snapshot.
     pub fn may_break(&self) -> bool {
+        self.may_break_of_itself() || self.power_loss.iter().any(Option::is_some)
+    }
+
+    /// Whether something other than a loss of power can.
+    pub fn may_break_of_itself(&self) -> bool {
         let faulty = |op: &Op| match op {
             Op::Fault(FaultOp::Base(..) | FaultOp::Corrupt(_)) => false,
             Op::Fault(FaultOp::Cache(_, _, effect)) => !matches!(effect, Effect::Stall(_)),
@@ -272,11 +289,7 @@ impl Plan {
             _ => false,
         };
         let faulty = self.actors.iter().flat_map(|actor| &actor.ops).any(|(_, op)| faulty(op));
-        faulty
-            || self.may_lose_memory()
-            || self.shape.cache_scarce
-            || self.shape.longest_save_ns < PATIENT_NS
-            || self.power_loss.iter().any(Option::is_some)
+        faulty || self.may_lose_memory() || self.shape.cache_scarce || self.shape.longest_save_ns < PATIENT_NS
     }
 }
 

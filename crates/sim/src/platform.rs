@@ -1,10 +1,12 @@
 //! What the engine stands on in the simulator.
 
+use std::collections::BTreeSet;
 use std::future::pending;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tzero_engine::{Event, Planted, Platform, Point};
+use tzero_originals::SnapshotId;
 
 use crate::disk::RowHandle;
 use crate::executor::{Crash, Process, current_name, fail, interleave, is_dead, moment, now_ns};
@@ -35,6 +37,8 @@ pub struct SimPlatform {
     pub planted: Option<Planted>,
     /// Everything that a clean stop promises is durable.
     pub close_synced: Arc<AtomicBool>,
+    /// Snapshots that outlive a loss of power.
+    pub confirmed: Arc<Mutex<BTreeSet<SnapshotId>>>,
     /// Longest wait for the cache.
     pub longest_save: u64,
     /// Ids given out so far, over all incarnations.
@@ -102,6 +106,9 @@ impl Platform for SimPlatform {
             && current_name().ends_with(AHEAD)
         {
             fail(format!("snapshot {id} broke by a save ahead of any change"));
+        }
+        if let Event::Confirmed { id } = event {
+            self.confirmed.lock().expect("nothing panics under this lock").insert(id);
         }
         self.savings.observe(event);
         self.races.observe(event);

@@ -78,6 +78,9 @@ races! {
     PowerLost = "machine stopped: snapshots reported broken",
     MemoryLost = "originals in memory lost with the machine's stop: snapshot broken",
     MemoryLostElsewhere = "originals in memory lost with the machine's stop: snapshot stands, it needs none of them",
+    OutlivedPower = "machine stopped: snapshot stands, its map made anew",
+    Confirmed = "snapshot confirmed: base flushed since T0's straddlers landed",
+    CommittedTogether = "saves that share a flush of the cache",
     CleanStop = "clean stop and start, with or without reboot",
     MoverKilled = "mover killed",
     FellBehind = "mover fell behind the ring of publications: the whole map is looked at again",
@@ -245,6 +248,8 @@ impl Races {
                 state.reach(Race::MarkLost);
                 state.lost_marks.insert(id);
             }
+            Event::Confirmed { .. } => state.reach(Race::Confirmed),
+            Event::CommittedTogether => state.reach(Race::CommittedTogether),
             Event::ReadReleased { .. } => state.reach(Race::ReadReused),
             Event::CacheHangs => state.reach(Race::CacheHangs),
             Event::SlowedDown => state.reach(Race::SlowedDown),

@@ -4,14 +4,16 @@
 //! the answer is `None`, and the client goes on with the next incarnation.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tzero_block::{Action, ByteRange};
-use tzero_engine::{CacheOptions, FirstTier, Planted, Recovered, SnapshotInfo, SnapshotState, Volume, VolumeOptions};
+use tzero_engine::{
+    CacheOptions, Durability, FirstTier, Planted, Recovered, SnapshotInfo, SnapshotState, Volume, VolumeOptions,
+};
 use tzero_io::Notify;
 use tzero_originals::{BrokenReason, Components, OnFull, RangeSet, SnapshotId};
 
@@ -115,6 +117,8 @@ pub struct Scene {
     ids: Arc<AtomicU64>,
     /// The last daemon died with everything durable that a clean stop promises, so that it may be on record.
     close_synced: Arc<AtomicBool>,
+    /// Snapshots that outlive a loss of power.
+    confirmed: Arc<Mutex<BTreeSet<SnapshotId>>>,
     daemon: RefCell<Option<Daemon>>,
     known: RefCell<BTreeMap<u32, Known>>,
     next_snapshot: Cell<u32>,
@@ -161,6 +165,7 @@ impl Scene {
             planted,
             ids: Arc::new(AtomicU64::new(1)),
             close_synced: Arc::default(),
+            confirmed: Arc::default(),
             daemon: RefCell::default(),
             known: RefCell::default(),
             next_snapshot: Cell::new(1),
@@ -339,10 +344,11 @@ impl Scene {
             planted: self.planted,
             ids: Arc::clone(&self.ids),
             close_synced: Arc::clone(&self.close_synced),
+            confirmed: Arc::clone(&self.confirmed),
             longest_save: self.plan.shape.longest_save_ns,
         };
         let Shape { grain, components, tiers, .. } = &self.plan.shape;
-        let memory = if tiers.len() > 1 { tiers[0] } else { 0 };
+        let memory = if tiers.len() > 1 && !self.plan.shape.outlives_power() { tiers[0] } else { 0 };
         let options = VolumeOptions {
             name: "volume".into(),
             id: VOLUME_ID,
@@ -350,6 +356,7 @@ impl Scene {
             components: Components::new(components, *grain).expect("the plan's components are a row"),
             boot_id: [self.boot.get(); 16],
             base_changed: false,
+            durability: self.plan.shape.durability,
             map_shape: self.plan.shape.map,
             cache: CacheOptions {
                 first_tier: FirstTier { bytes: memory, withheld: self.withheld.get() },
@@ -381,6 +388,31 @@ impl Scene {
         });
     }
 
+    /// Whether a snapshot may be as it was found after a start.
+    fn judge_found(&self, number: u32, info: &SnapshotInfo, broken: bool) {
+        let power = self.plan.shape.durability == Durability::Power;
+        let lost = self.power_lost.get() && !self.close_synced.load(Ordering::Relaxed);
+        let confirmed = self.confirmed.lock().expect("nothing panics under this lock").contains(&info.id);
+        if broken && !self.plan.may_break() {
+            fail(format!("snapshot {number} is broken after a restart without a reason: {:?}", info.state));
+        }
+        if matches!(info.state, SnapshotState::Broken { reason: BrokenReason::MemoryLost, .. }) {
+            self.races.reach(Race::MemoryLost);
+        } else if !broken && !self.lost.borrow().is_empty() {
+            self.races.reach(Race::MemoryLostElsewhere);
+        }
+        if !broken && lost && !power {
+            fail(format!("snapshot {number} is live after the power was lost"));
+        }
+        let known_broken = self.oracle.is_broken(number) || self.plan.may_break_of_itself();
+        if power && broken && !known_broken && (confirmed || !lost) {
+            fail(format!("snapshot {number} outlives a loss of power and is broken after one: {:?}", info.state));
+        }
+        if power && lost && !broken {
+            self.races.reach(Race::OutlivedPower);
+        }
+    }
+
     fn opened(&self, process: Process, volume: Arc<SimVolume>, recovered: &Recovered) {
         let mut found = Vec::new();
         for info in &recovered.snapshots {
@@ -389,17 +421,7 @@ impl Scene {
                 continue;
             };
             let broken = is_broken(info);
-            if broken && !self.plan.may_break() {
-                fail(format!("snapshot {number} is broken after a restart without a reason: {:?}", info.state));
-            }
-            if matches!(info.state, SnapshotState::Broken { reason: BrokenReason::MemoryLost, .. }) {
-                self.races.reach(Race::MemoryLost);
-            } else if !broken && !self.lost.borrow().is_empty() {
-                self.races.reach(Race::MemoryLostElsewhere);
-            }
-            if !broken && self.power_lost.get() && !self.close_synced.load(Ordering::Relaxed) {
-                fail(format!("snapshot {number} is live after the power was lost"));
-            }
+            self.judge_found(number, info, broken);
             found.push((number, info.epoch.0, broken));
             let mut known = self.known.borrow_mut();
             let entry = known.entry(number).or_insert_with(|| Known {
@@ -421,9 +443,12 @@ impl Scene {
         self.lost.borrow_mut().clear();
         self.served.set(true);
         self.close_synced.store(false, Ordering::Relaxed);
-        self.oracle.recovered(&found, self.power_lost.take());
+        let power = self.plan.shape.durability == Durability::Power;
+        self.oracle.recovered(&found, self.power_lost.take(), power);
         let maintained = Arc::clone(&volume);
         spawn(process, "daemon: maintain".into(), false, async move { maintained.maintain().await });
+        let confirming = Arc::clone(&volume);
+        spawn(process, "daemon: confirm".into(), false, async move { confirming.confirm().await });
         *self.daemon.borrow_mut() = Some(Daemon { process, volume, busy: Rc::default() });
         self.count_standing();
         self.announce();
@@ -448,6 +473,9 @@ impl Scene {
         self.boot.set(self.boot.get() + 1);
         let Shape { tiers, memory_loss, grain, .. } = &self.plan.shape;
         let [memory, _] = tiers[..] else { return };
+        if self.plan.shape.outlives_power() {
+            return;
+        }
         self.withheld.set(draw(|random| random.chance(10)));
         let slots = ByteRange::new(0, memory).pieces(u64::from(*grain));
         let lost: Vec<ByteRange> =

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use tzero_block::ByteRange;
+use tzero_block::{Action, ByteRange};
 use tzero_engine::{Planted, SnapshotState};
 
 use crate::clients;
@@ -171,7 +171,10 @@ async fn stop(scene: &Rc<Scene>, process: Process, killed: Option<CrashPlan>) {
     }
     let closing = Rc::clone(scene);
     spawn(process, "daemon: close".into(), false, async move {
-        let failures = closing.directory.failures();
+        let failed = |scene: &Scene| {
+            scene.directory.failures() + scene.base.failures(Action::Flush) + scene.cache.failures(Action::Flush)
+        };
+        let failures = failed(&closing);
         let token = closing.oracle.flush_begins();
         let closed = daemon.volume.close().await;
         if is_dead(process) {
@@ -179,11 +182,13 @@ async fn stop(scene: &Rc<Scene>, process: Process, killed: Option<CrashPlan>) {
         }
         match closed {
             Ok(()) => {
-                closing.oracle.flushed(&token);
+                if closing.base.failures(Action::Flush) == 0 {
+                    closing.oracle.flushed(&token);
+                }
                 closing.stopped_cleanly();
             }
             // A stop that is not clean: as if it had been killed.
-            Err(_) if closing.directory.failures() != failures => {}
+            Err(_) if failed(&closing) != failures || closing.base.failures(Action::Flush) > 0 => {}
             Err(error) => fail(format!("the volume cannot be closed: {error}")),
         }
         die(process);

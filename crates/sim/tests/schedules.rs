@@ -104,4 +104,12 @@ caught! {
     unit_ignored_is_caught: UnitIgnored,
     clean_stop_before_sync_is_caught: CleanStopBeforeSync,
     lost_forgotten_is_caught: LostForgotten,
+    commit_before_flush_is_caught: CommitBeforeFlush,
+    payload_not_durable_is_caught: PayloadNotDurable,
+    torn_payload_believed_is_caught: TornPayloadBelieved,
+    confirmed_before_flush_is_caught: ConfirmedBeforeFlush,
+    mark_not_durable_is_caught: MarkNotDurable,
+    release_not_durable_is_caught: ReleaseNotDurable,
+    deletion_not_durable_is_caught: DeletionNotDurable,
+    epoch_reused_is_caught: EpochReused,
 }

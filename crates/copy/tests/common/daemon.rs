@@ -108,6 +108,7 @@ impl Daemon {
             vec![],
             vec![],
             device.growing_to(1 << 30),
+            None,
             grains,
             FirstTier::default(),
             |_, _, _, _| true,
@@ -175,7 +176,7 @@ impl Daemon {
                 runtime.block_on(self.cache.store(slot, Buffer::copy_of(original))).1.unwrap();
                 Payload::Stored { offset: slot * GRAIN, checksum: crc32c::crc32c(original) }
             };
-            self.cache.publish(reservation, EPOCH, &[(GrainIndex(grain), payload)]).unwrap();
+            self.cache.publish(reservation, EPOCH, &[(GrainIndex(grain), payload)], None).unwrap();
         }
         let base = OpenOptions::new().write(true).open(&self.base).unwrap();
         base.write_all_at(&vec![byte; range.len() as usize], range.start()).unwrap();

@@ -90,6 +90,7 @@ impl Written {
             vec![],
             vec![],
             MemoryDevice::new(512),
+            None,
             grains,
             FirstTier::default(),
             |_, _, _, _| true,
@@ -100,7 +101,8 @@ impl Written {
 
     fn save(&self, grain: u64, tag: u64) {
         let reservation = self.cache.reserve(1, 0).unwrap();
-        let published = self.cache.publish(reservation, Epoch(tag), &[(GrainIndex(grain), Payload::Zero)]).unwrap();
+        let published =
+            self.cache.publish(reservation, Epoch(tag), &[(GrainIndex(grain), Payload::Zero)], None).unwrap();
         self.cache.index(&published, false);
     }
 

@@ -24,6 +24,8 @@ pub enum Standing {
 
 pub(super) struct Snapshot {
     standing: Standing,
+    /// It could not be made.
+    never: bool,
     /// It was seen broken: it must stay so.
     broken: bool,
     /// Incarnation in which `create` was called.
@@ -53,6 +55,7 @@ impl Oracle {
         model.tick();
         let snapshot = Snapshot {
             standing: Standing::Creating,
+            never: false,
             broken: false,
             incarnation: model.incarnation,
             finished_before: model.finished_epoch,
@@ -80,6 +83,13 @@ impl Oracle {
     /// `create` has failed.
     pub fn create_failed(&self, number: u32) {
         self.set(number, Standing::Gone);
+        if let Some(snapshot) = self.model().snapshots.get_mut(&number) {
+            snapshot.never = true;
+        }
+    }
+
+    fn was_never(&self, number: u32) -> bool {
+        self.model().snapshots.get(&number).is_some_and(|snapshot| snapshot.never)
     }
 
     /// `delete` is about to be called.
@@ -120,8 +130,8 @@ impl Oracle {
     }
 
     /// After a start: the snapshots that the engine has found, by number, with epoch and whether they are broken. After a loss of power those
-    /// that are gone may be back, broken.
-    pub fn recovered(&self, found: &[(u32, u64, bool)], power_lost: bool) {
+    /// that are gone may be back, broken: all, or with `durable` only those that could not be made.
+    pub fn recovered(&self, found: &[(u32, u64, bool)], power_lost: bool, durable: bool) {
         let numbers: Vec<u32> = self.model().snapshots.keys().copied().collect();
         for (number, ..) in found {
             if !numbers.contains(number) {
@@ -133,7 +143,9 @@ impl Oracle {
             let standing = self.standing(number);
             match (standing, there) {
                 (Standing::Live, None) => fail(format!("snapshot {number} is lost after a restart")),
-                (Standing::Gone, Some((.., true))) if power_lost => self.set(number, Standing::Live),
+                (Standing::Gone, Some((.., true))) if power_lost && (!durable || self.was_never(number)) => {
+                    self.set(number, Standing::Live);
+                }
                 (Standing::Gone, Some(_)) => fail(format!("snapshot {number} was deleted and is back")),
                 (_, None) => self.set(number, Standing::Gone),
                 (_, Some((_, epoch, broken))) => {

@@ -131,7 +131,7 @@ fn after_a_crash_everything_before_it_is_older() {
     let story = |oracle: &Oracle| {
         let lost = write(oracle, 5, None);
         oracle.crashed();
-        oracle.recovered(&[], false);
+        oracle.recovered(&[], false, false);
         snapshot(oracle, 5);
         view(oracle, lost);
         write(oracle, 5, Some(Outcome::Done));
@@ -141,7 +141,7 @@ fn after_a_crash_everything_before_it_is_older() {
     let gone = |oracle: &Oracle| {
         snapshot(oracle, 1);
         oracle.crashed();
-        oracle.recovered(&[], false);
+        oracle.recovered(&[], false, false);
     };
     assert!(judged(gone).is_some_and(|complaint| complaint.contains("lost")));
 }

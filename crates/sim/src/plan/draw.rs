@@ -1,6 +1,7 @@
 //! Drawing a plan.
 
 use tzero_block::{Action, ByteRange, Zeroes};
+use tzero_engine::Durability;
 use tzero_originals::{MapShape, OnFull};
 
 use super::{Actor, Boundary, End, FaultOp, MOST_COMPONENTS, Op, OpId, PATIENT_NS, Plan, Shape};
@@ -19,14 +20,24 @@ const LEAST_OPS: u64 = 200;
 const MOST_OPS: u64 = 280;
 
 pub(super) fn plan(seed: u64, random: &mut Random) -> Plan {
-    let shape = shape(random, &mut Random::labelled(seed, "rows"));
+    let mut shape = shape(random, &mut Random::labelled(seed, "rows"));
+    let mut durable = Random::labelled(seed, "durable");
+    if durable.chance(30) {
+        outlive_power(&mut shape);
+    }
     let faults = shape.longest_save_ns < PATIENT_NS || random.chance(40);
     let chaos = chaos(random);
     let mut ends = ends(random);
     let lost: Vec<bool> = ends.iter().map(|end| matches!(end, End::Kill(_)) && random.chance(8)).collect();
-    let power_loss = power(&mut ends, &lost, &mut Random::labelled(seed, "power"));
+    let mut power_loss = power(&mut ends, &lost, &mut Random::labelled(seed, "power"));
     let mut draw = Draw { shape: &shape, hot: hot(&shape, random), random, faults, next: 0 };
-    let actors = draw.actors();
+    let mut actors = draw.actors();
+    if shape.durability == Durability::Power {
+        power_loss.iter_mut().filter(|_| durable.chance(70)).for_each(|loss| *loss = Some(Loss::Sampled));
+        if faults {
+            flush_faults(&mut actors, &mut durable);
+        }
+    }
     // What was marked for want of space is looked at once more as the next start finds it.
     let restart_at_end = random.chance(30) || shape.cache_scarce;
     Plan { seed, run_seed: seed, chaos, actors, ends, power_loss, restart_at_end, shape }
@@ -59,6 +70,7 @@ fn shape(random: &mut Random, rows: &mut Random) -> Shape {
         cells: Cells { cell, size },
         alignment,
         components: if rows.chance(40) { row(rows, grain, size, MOST_COMPONENTS) } else { vec![size] },
+        durability: Durability::Process,
         tiers: if rows.chance(40) { row(rows, grain, slots * grain, 2) } else { vec![slots * grain] },
         cache_scarce: scarce,
         memory_loss: *rows.pick(&[0, 1, 5, 30, 100]),
@@ -130,6 +142,31 @@ fn ends(random: &mut Random) -> Vec<End> {
         });
     }
     ends
+}
+
+/// Makes of a shape one whose originals outlive a loss of power: its cache has room for records, too.
+fn outlive_power(shape: &mut Shape) {
+    let (grain, size): (u64, u64) = (shape.grain.into(), shape.tiers.iter().sum());
+    // Records share what there is; more than they need does not matter.
+    shape.tiers[0] += (size / 8 + (64 << 10)).next_multiple_of(grain);
+    shape.durability = Durability::Power;
+}
+
+/// Turns some faults into those of flushes and syncs.
+fn flush_faults(actors: &mut [Actor], random: &mut Random) {
+    for (_, op) in actors.iter_mut().flat_map(|actor| &mut actor.ops) {
+        if let Op::Fault(fault) = op
+            && random.chance(35)
+        {
+            let times = random.magnitude(3);
+            *fault = match random.below(4) {
+                0 => FaultOp::Cache(Action::Flush, times, Effect::Stall(random.magnitude(20_000_000))),
+                1 => FaultOp::Base(Action::Flush, times, Effect::Fail),
+                2 => FaultOp::State(StorageCall::Sync, times),
+                _ => FaultOp::Cache(Action::Flush, times, Effect::Fail),
+            };
+        }
+    }
 }
 
 /// Which ends are the machine's: the kills that `lost` says, and some stops, of which some are killed on their way.
