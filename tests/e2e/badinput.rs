@@ -246,7 +246,7 @@ fn flags_that_do_not_exist() {
         "frobnicate",
         "volume",
         "volume add",
-        "volume add v /b --durability power",
+        "volume add v /b --durability none",
         "volume resize v 1G",
         "volume rebase v /b",
         "backup v --to image:x --boundary all",

@@ -27,6 +27,7 @@ mod mover;
 mod moverlife;
 mod orders;
 mod postgres;
+mod power;
 mod reconnect;
 mod restores;
 mod snapshots;

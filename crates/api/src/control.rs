@@ -307,6 +307,9 @@ pub struct Snapshot {
     pub captured_bytes: u64,
     /// Bytes of originals that only this snapshot needs.
     pub unique_bytes: u64,
+    /// It outlives a loss of power.
+    #[serde(default)]
+    pub outlives_power: bool,
     /// It belongs to one backup and goes with it.
     pub private: bool,
     /// A mover is copying it now.

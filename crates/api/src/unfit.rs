@@ -7,6 +7,8 @@ use crate::{Place, Size};
 
 /// Volumes are made of whole sectors of this many bytes.
 const SECTOR: u64 = 512;
+/// What a cache has for records of its originals at least, beside what rounding to grains costs.
+const RECORDS: u64 = 8192;
 
 /// Why a request for a volume makes no sense by itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,9 +36,6 @@ pub enum Unfit {
     /// No device has it.
     #[error("the size {0} is no multiple of 512 bytes, or is 0: choose one that a disk can have")]
     Size(Size),
-    /// What this version does not do.
-    #[error("durability `power` is not in this version: leave it out")]
-    Power,
     /// No original has room in memory.
     #[error("the memory limit {limit} leaves no room for originals: give at least one grain ({grain})")]
     NoMemory {
@@ -48,6 +47,14 @@ pub enum Unfit {
     /// Memory does not survive what the snapshots are to survive.
     #[error("originals in memory do not survive a loss of power: leave the memory limit out, or the durability")]
     PowerInMemory,
+    /// Not even one original with what is recorded of it.
+    #[error("the cache limit {limit} leaves no room for originals that outlive a loss of power: give at least {least}")]
+    NoRoomForRecords {
+        /// The limit.
+        limit: Size,
+        /// The least that it can be.
+        least: Size,
+    },
 }
 
 impl AddVolume {
@@ -78,7 +85,13 @@ impl AddVolume {
             return Err(Unfit::NoMemory { limit, grain });
         }
         if self.durability == Durability::Power {
-            return Err(if self.memory_limit.is_some() { Unfit::PowerInMemory } else { Unfit::Power });
+            let least = Size(2 * grain.0 + RECORDS);
+            if self.memory_limit.is_some() {
+                return Err(Unfit::PowerInMemory);
+            }
+            if let Some(limit) = self.cache_limit.filter(|limit| *limit < least) {
+                return Err(Unfit::NoRoomForRecords { limit, least });
+            }
         }
         self.bases.iter().chain(&self.cache_dir).try_for_each(|place| match place {
             Place::Path(path) if path.is_relative() => Err(Unfit::Relative(path.clone())),

@@ -102,7 +102,8 @@ impl FileDevice {
         Self::over(file, direct, File::without_trace)
     }
 
-    /// The same file as a device of `size` bytes whatever its length now: writing makes it longer. For caches.
+    /// The same file as a device of `size` bytes whatever its length now: writing makes it longer. What lies behind its end is a hole that
+    /// cannot be read. For caches.
     pub fn growing_to(self, size: u64) -> Self {
         Self { geometry: Geometry { size, ..self.geometry }, grows: true, ..self }
     }
@@ -266,7 +267,7 @@ impl BlockDevice for FileDevice {
     async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, Error> {
         self.geometry.check(Action::Extents, range.start(), range.len())?;
         let data = vec![Extent { range, hole: false }];
-        if self.is_device || self.grows || range.is_empty() {
+        if self.is_device || range.is_empty() {
             return Ok(data);
         }
         let mut extents = Vec::new();

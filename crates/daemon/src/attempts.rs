@@ -160,6 +160,7 @@ fn declared(mut record: VolumeRecord, settings: Option<&VolumeConfig>) -> Volume
             ("base", record.places() != settings.places()),
             ("grain", settings.grain.is_some_and(|grain| grain.0 != u64::from(record.grain))),
             ("cache_dir", record.cache_dir != settings.cache_dir),
+            ("durability", record.durability != settings.durability),
             ("memory_limit", record.memory_limit != settings.memory_limit.map(|limit| limit.0)),
         ];
         for (what, _) in fixed.into_iter().filter(|(_, differs)| *differs) {

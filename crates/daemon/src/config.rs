@@ -66,6 +66,9 @@ pub struct VolumeConfig {
     /// Past the page cache.
     #[serde(default)]
     pub direct: bool,
+    /// What snapshots survive.
+    #[serde(default)]
+    pub durability: Durability,
 }
 
 /// Why the file cannot be used.
@@ -174,7 +177,7 @@ impl VolumeConfig {
             cache_limit: self.cache_limit,
             memory_limit: self.memory_limit,
             direct: self.direct,
-            durability: Durability::Process,
+            durability: self.durability,
         }
     }
 }

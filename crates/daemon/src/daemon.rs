@@ -28,7 +28,7 @@ use crate::exports::Offered;
 use crate::jobs::Jobs;
 use crate::listener::{self, ListenError};
 use crate::opening::{self, Opening};
-use crate::platform::{CrashPlan, CrashPlanError, Without, WithoutError};
+use crate::platform::{self, CrashPlan, CrashPlanError, Without, WithoutError};
 use crate::record::RecordError;
 use crate::service::Daemon;
 use crate::signals::Signals;
@@ -111,7 +111,7 @@ pub fn serve(options: ServeOptions, ready: impl FnOnce()) -> Result<(), ServeErr
     let (crash, without) = (CrashPlan::from_environment()?, Without::from_environment()?);
     let signals = Signals::listen()?;
     let state = StateDirectory::open(&options.state)?;
-    let opening = Opening { boot_id: tzero_io::system::boot_id()?, crash, without };
+    let opening = Opening { boot_id: platform::boot()?, crash, without };
     let threads = Arc::new(DataThreads::start()?);
     let volumes = Volumes::new(state.paths().clone(), Arc::clone(&threads), opening, options.lies_on);
     let daemon = Arc::new(Daemon {

@@ -119,6 +119,7 @@ impl Volume {
             }),
             captured_bytes: info.captured_bytes,
             unique_bytes: unique.unwrap_or(0),
+            outlives_power: info.confirmed,
             private: info.private,
             mover: self.has_mover(info.id),
             destination: Some(&info.name)

@@ -65,6 +65,7 @@ fn info(engine: &Path, slot: u32, record: Record) -> SnapshotInfo {
         on_full: record.on_full,
         // What was released is the engine's to know.
         captured_bytes: 0,
+        confirmed: record.confirmed,
     }
 }
 

@@ -9,7 +9,8 @@
 //! | modified map | the same, and of this grain and these components |
 //! | original cache | each of its tiers: it is the file that was made for this volume, or holds its originals; it reaches to the end of each; those that are sampled fit their checksums |
 //!
-//! After a loss of power no originals are compared: the snapshots are broken anyhow.
+//! After a loss of power no originals are compared: the snapshots are broken anyhow, or the originals are found by their records, and the map
+//! is not looked at.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -68,6 +69,8 @@ pub(crate) struct Inspected<'a> {
     pub(crate) grain: u32,
     pub(crate) components: &'a Components,
     pub(crate) boot: [u8; 16],
+    /// Its originals outlive a loss of power: after one the map is made anew, whatever became of it.
+    pub(crate) outlives_power: bool,
     /// What holds the originals that are not in memory, where it can be had.
     pub(crate) cache: Option<&'a Store>,
     /// Whether that is another one than was made for the volume.
@@ -85,7 +88,7 @@ impl Inspected<'_> {
     /// When a file cannot be looked at now, which says nothing about it.
     pub(crate) fn inspect(&self) -> io::Result<Findings> {
         let mut findings = Findings::default();
-        let mut trusted = false;
+        let (mut trusted, mut lost) = (false, false);
         match open(&self.engine.join(TABLE_NAME))? {
             Err(wrong) => findings.table = Some(wrong),
             Ok(mapped) => match SnapshotTable::create_or_open(mapped, self.volume) {
@@ -98,8 +101,13 @@ impl Inspected<'_> {
                     findings.standing = table.records().iter().filter(|(_, record)| stands(record.state)).count();
                     let (boot, clean) = table.boot();
                     trusted = findings.standing > 0 && (clean || boot == self.boot);
+                    lost = !clean && boot != self.boot;
                 }
             },
+        }
+        if lost && self.outlives_power {
+            findings.cache = self.cache(&[])?;
+            return Ok(findings);
         }
         let mut stored = Vec::new();
         match open(&self.engine.join(MAP_NAME))? {
@@ -117,7 +125,8 @@ impl Inspected<'_> {
         let (mut in_memory, mut stored): (Vec<_>, Vec<_>) =
             stored.into_iter().partition(|stored| stored.offset < self.memory_bytes);
         stored.iter_mut().for_each(|stored| stored.offset -= self.memory_bytes);
-        if findings.map.is_none() {
+        // Records of originals lie before them: what is given back there is theirs to say.
+        if findings.map.is_none() && !self.outlives_power {
             findings.end = Some(stored.iter().map(|stored| stored.offset + u64::from(self.grain)).max().unwrap_or(0));
         }
         if !trusted {

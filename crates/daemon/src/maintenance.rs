@@ -1,7 +1,7 @@
 //! What is done for a volume in the background as long as it is served: originals of broken snapshots are freed, the cache's space is given
-//! back when no originals are being saved, and it is seen how fast they are.
+//! back when no originals are being saved, it is seen how fast they are, and snapshots are confirmed that are to outlive a loss of power.
 
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -32,10 +32,16 @@ impl Maintenance {
             let mut freeing = pin!(engine.maintain());
             let mut giving = pin!(give_back(&engine));
             let mut looking = pin!(look(&engine, &filling));
+            let mut confirming = pin!(confirm(&engine));
             let mut end = pin!(stopped.recv());
             poll_fn(|cx| {
                 // None ends by itself.
-                let _: [Poll<()>; 3] = [freeing.as_mut().poll(cx), giving.as_mut().poll(cx), looking.as_mut().poll(cx)];
+                let _: [Poll<()>; 4] = [
+                    freeing.as_mut().poll(cx),
+                    giving.as_mut().poll(cx),
+                    looking.as_mut().poll(cx),
+                    confirming.as_mut().poll(cx),
+                ];
                 end.as_mut().poll(cx).map(drop)
             })
             .await;
@@ -52,6 +58,11 @@ impl Maintenance {
             let _ = ended.await;
         }
     }
+}
+
+async fn confirm(engine: &Engine) {
+    engine.confirm().await;
+    pending().await
 }
 
 async fn give_back(engine: &Engine) {

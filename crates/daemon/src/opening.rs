@@ -24,6 +24,7 @@ use crate::record::{VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
 use crate::store::Store;
 use crate::threads::{DataThreads, off_thread};
+use crate::words;
 
 /// Room for originals where no limit was given, in bytes: more than any file system gives a file, so that the file system decides.
 const UNLIMITED: u64 = 8 << 40;
@@ -203,7 +204,7 @@ pub(crate) async fn open_engine(
         components,
         boot_id: opening.boot_id,
         base_changed,
-        durability: tzero_engine::Durability::Process,
+        durability: words::durability(record.durability),
         map_shape: MapShape::DEFAULT,
         cache: ready.options.clone(),
     };

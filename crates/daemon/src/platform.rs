@@ -1,6 +1,7 @@
 //! What the engine stands on in the daemon: real files, real clocks, and the places where a test may kill the process.
 
 use std::future::{Future, ready};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,11 +9,22 @@ use tzero_block::Concat;
 use tzero_engine::{Platform, Point, Rung};
 use tzero_io::{Directory, system};
 use tzero_nbd::AnyDevice;
+use tzero_originals::SnapshotId;
 
 use crate::cache_device::CacheDevice;
 
 /// Environment variable of crash tests: `POINT:N` kills the daemon, as `kill -9` does, when it passes the point for the Nth time.
 const CRASH: &str = "TZERO_TEST_CRASH";
+
+/// Environment variable of tests of a loss of power: the id that the running boot is taken to have, 32 hexadecimal digits.
+const BOOT: &str = "TZERO_TEST_BOOT";
+
+/// Id of the running boot.
+pub(crate) fn boot() -> io::Result<[u8; 16]> {
+    let Ok(text) = std::env::var(BOOT) else { return system::boot_id() };
+    let id = SnapshotId::parse(&text).map(|id| id.0);
+    id.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{BOOT} is not 32 hexadecimal digits")))
+}
 
 /// Where a crash test wants the process to die.
 #[derive(Debug)]

@@ -22,6 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tzero_api::Place;
+use tzero_api::control::Durability;
 use tzero_block::ByteRange;
 use tzero_engine::{CacheOptions, FirstTier, MAP_NAME, TABLE_NAME};
 use tzero_io::{Directory, Mapping, Storage};
@@ -291,6 +292,7 @@ impl Volume<'_> {
             grain: self.record.grain,
             components: self.components,
             boot: self.boot,
+            outlives_power: self.record.durability == Durability::Power,
             cache,
             is_other_cache,
             memory: memory.map(|memory| &memory.file),

@@ -1,7 +1,7 @@
 //! What the control interface and the engine both know, in the other's words.
 
 use tzero_api::{OnFull as Asked, control};
-use tzero_engine::OnFull;
+use tzero_engine::{Durability, OnFull};
 use tzero_originals::Originals;
 
 /// As the engine takes it.
@@ -19,6 +19,14 @@ pub(crate) fn shown_on_full(on_full: OnFull) -> Asked {
         OnFull::Break => Asked::Break,
         OnFull::Wait(ms) => Asked::Wait(ms),
         OnFull::FailWrites => Asked::FailWrites,
+    }
+}
+
+/// As the engine takes it.
+pub(crate) fn durability(asked: control::Durability) -> Durability {
+    match asked {
+        control::Durability::Process => Durability::Process,
+        control::Durability::Power => Durability::Power,
     }
 }
 

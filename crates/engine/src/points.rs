@@ -181,6 +181,18 @@ pub enum Planted {
 }
 
 impl Planted {
+    /// Those that show only where originals outlive a loss of power.
+    pub const OF_POWER: &[Planted] = &[
+        Self::CommitBeforeFlush,
+        Self::PayloadNotDurable,
+        Self::TornPayloadBelieved,
+        Self::ConfirmedBeforeFlush,
+        Self::MarkNotDurable,
+        Self::ReleaseNotDurable,
+        Self::DeletionNotDurable,
+        Self::EpochReused,
+    ];
+
     /// All of them.
     pub const ALL: &[Planted] = &[
         Self::MapLookedUpFirst,

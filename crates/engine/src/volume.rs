@@ -92,8 +92,6 @@ pub enum OpenError {
     Table(TableError),
     /// The state cannot be read or written.
     State(std::io::Error),
-    /// The cache's records cannot be read or written.
-    Cache(tzero_block::Error),
 }
 
 impl fmt::Display for OpenError {
@@ -103,7 +101,6 @@ impl fmt::Display for OpenError {
             Self::Map(source) => source.fmt(f),
             Self::Table(source) => source.fmt(f),
             Self::State(source) => write!(f, "the volume's state cannot be used: {source}"),
-            Self::Cache(source) => write!(f, "the original cache cannot be used: {source}"),
         }
     }
 }
@@ -115,7 +112,6 @@ impl std::error::Error for OpenError {
             Self::Map(source) => Some(source),
             Self::Table(source) => Some(source),
             Self::State(source) => Some(source),
-            Self::Cache(source) => Some(source),
         }
     }
 }

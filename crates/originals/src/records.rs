@@ -39,6 +39,8 @@ const HEADER_WORDS: usize = 9;
 const SHARE: u64 = 16;
 /// Most bytes of records: of a TiB of originals with grains of 4 KiB.
 const MOST_BYTES: u64 = 16 << 30;
+/// Offsets of reads are multiples of this.
+const SECTOR: u64 = 512;
 /// Bytes of records that are read at once.
 const AT_ONCE: u64 = 1 << 20;
 
@@ -107,7 +109,8 @@ impl RecordArea {
     /// # Errors
     /// When it cannot be read.
     pub async fn find<D: BlockDevice>(device: &D, volume: [u8; 16], grain: u64) -> Result<AreaFound, Error> {
-        if device.geometry().size < RECORDS_AT {
+        let beginning = ByteRange::new(0, RECORDS_AT);
+        if device.geometry().size < RECORDS_AT || device.extents(beginning).await?.iter().all(|extent| extent.hole) {
             return Ok(AreaFound::None);
         }
         let (buffer, result) = device.read(0, Buffer::zeroed(RECORDS_AT as usize)).await;
@@ -161,14 +164,14 @@ impl RecordArea {
         let mut found = Vec::new();
         for piece in ByteRange::new(RECORDS_AT, self.positions * RECORD).pieces(AT_ONCE) {
             // What was never written is not read: most of an area, as a rule.
-            if device.extents(piece).await.is_ok_and(|extents| extents.iter().all(|extent| extent.hole)) {
-                continue;
-            }
-            let (buffer, result) = device.read(piece.start(), Buffer::zeroed(piece.len() as usize)).await;
-            result?;
-            let first = (piece.start() - RECORDS_AT) / RECORD;
-            for (position, bytes) in (first..).zip(buffer.chunks_exact(RECORD as usize)) {
-                found.extend(self.decode(position as u32, bytes, components));
+            for data in device.extents(piece).await?.iter().filter(|extent| !extent.hole) {
+                let (start, end) = (data.range.start() / SECTOR * SECTOR, data.range.end() / RECORD * RECORD);
+                let (buffer, result) = device.read(start, Buffer::zeroed(end.saturating_sub(start) as usize)).await;
+                result?;
+                let first = (start - RECORDS_AT) / RECORD;
+                for (position, bytes) in (first..).zip(buffer.chunks_exact(RECORD as usize)) {
+                    found.extend(self.decode(position as u32, bytes, components));
+                }
             }
         }
         Ok(found)
@@ -272,10 +275,19 @@ pub async fn certain<D: BlockDevice>(device: &D, mut found: Vec<Record>, believe
     Ok(kept)
 }
 
+/// What a flush has covered has a length that covers it, too.
+fn is_past_end(error: &Error) -> bool {
+    match &error.fault {
+        Fault::OutOfRange => true,
+        Fault::System(source) => source.kind() == std::io::ErrorKind::UnexpectedEof,
+        Fault::Unaligned | Fault::Unsupported => false,
+    }
+}
+
 async fn is_stored<D: BlockDevice>(device: &D, entry: &Entry, offset: u64) -> Result<bool, Error> {
     match device.read(offset, Buffer::zeroed(entry.len as usize)).await {
         (bytes, Ok(())) => Ok(entry.is_payload(&bytes)),
-        (_, Err(error)) if matches!(error.fault, Fault::OutOfRange) => Ok(false),
+        (_, Err(error)) if is_past_end(&error) => Ok(false),
         (_, Err(error)) => Err(error),
     }
 }

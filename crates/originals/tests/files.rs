@@ -64,6 +64,7 @@ fn record() -> Record {
         scoped: false,
         on_full: OnFull::Break,
         broken_at: 0,
+        confirmed: false,
         state: RecordState::Live,
     }
 }

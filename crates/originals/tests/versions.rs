@@ -5,7 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use tzero_io::{Directory, MappedFile, Storage};
-use tzero_originals::{Components, Entry, EntryState, Epoch, MapError, MapShape, ModifiedMap, Payload, Sequence};
+use tzero_originals::{
+    Components, Entry, EntryState, Epoch, MapError, MapShape, ModifiedMap, Payload, RecordState, Sequence, SnapshotId,
+    SnapshotTable,
+};
 
 const VOLUME: [u8; 16] = *b"volume's own id.";
 const SHAPE: MapShape = MapShape { ring_words: 16, first_entries: 4 };
@@ -102,4 +105,37 @@ fn an_entry_says_its_component_and_the_block_within_it() {
         let opened = ModifiedMap::open(mapped(&scratch.path().join("map"), false));
         assert!(matches!(opened.map(drop), Err(MapError::Format)), "{starts:?}");
     }
+}
+
+/// A snapshot table of version 1 had nothing where confirmations, incarnation and life are.
+#[test]
+fn a_table_from_before_power_is_read_and_becomes_one_of_today() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("snapshots");
+    let file = OpenOptions::new().write(true).create_new(true).open(&path).unwrap();
+    file.set_len(SnapshotTable::<MappedFile>::LEN).unwrap();
+    put(&file, 0, &[u64::from_le_bytes(*b"TZEROSNP"), 1 | 256 << 32]);
+    file.write_all_at(&VOLUME, 16).unwrap();
+    put(&file, 32, &[5, 7, 8, 1]);
+    // A live snapshot of epoch 5, `old`, with the id 03…03.
+    let id = u64::from_le_bytes([3; 8]);
+    put(&file, 4096, &[1, 5, id, id, 99, 7, 40_960, 0, 0, 0, 3, u64::from_le_bytes(*b"old\0\0\0\0\0")]);
+    put(&file, 4096 + 19 * 8, &[0x4c0149f3]);
+    drop(file);
+    let before = fs::read(&path).unwrap();
+    let table = SnapshotTable::open(mapped(&path, false)).unwrap();
+    let records = table.records();
+    assert_eq!((records.len(), &records[0].1.name[..], records[0].1.state), (1, "old", RecordState::Live));
+    assert_eq!((table.epoch(), table.boot().1, records[0].1.confirmed), (Epoch(5), true, false));
+    assert_eq!((table.incarnation(), table.base_in_doubt()), (0, false));
+    assert_eq!(fs::read(&path).unwrap(), before, "reading changes nothing");
+
+    let table = SnapshotTable::create_or_open(mapped(&path, true), VOLUME).unwrap();
+    table.upgrade().unwrap();
+    assert_eq!(table.begin_life().unwrap(), 1);
+    table.confirm(0, SnapshotId([3; 16])).unwrap();
+    assert!(table.records()[0].1.confirmed);
+    table.confirm(0, SnapshotId([4; 16])).unwrap();
+    assert!(!table.records()[0].1.confirmed, "that was another snapshot's");
+    assert_eq!(fs::read(&path).unwrap()[8..16], (2 | 256_u64 << 32).to_le_bytes());
 }

@@ -73,7 +73,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let planted = arguments.planted.as_deref().map(planted_of).transpose()?;
     if let Some(seed) = arguments.replay {
-        return replay(&mut out, &Plan::new(seed), planted, arguments);
+        return replay(&mut out, &Plan::planted(seed, planted), planted, arguments);
     }
     let begun = Instant::now();
     if let Some(seed) = arguments.sweep {
@@ -106,7 +106,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if let Some((seed, _)) = total.failures.first() {
         if arguments.shrink {
-            replay(&mut out, &Plan::new(*seed), planted, arguments)?;
+            replay(&mut out, &Plan::planted(*seed, planted), planted, arguments)?;
         }
         bail!("{} of {} schedules failed", total.failures.len(), total.schedules);
     }

@@ -5,7 +5,7 @@
 
 use tzero_block::{ByteRange, Zeroes};
 
-use tzero_engine::Durability;
+use tzero_engine::{Durability, Planted};
 use tzero_originals::{MapShape, OnFull};
 
 use crate::contents::Cells;
@@ -254,7 +254,13 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed.
     pub fn new(seed: u64) -> Self {
-        draw::plan(seed, &mut Random::labelled(seed, "plan"))
+        draw::plan(seed, &mut Random::labelled(seed, "plan"), false)
+    }
+
+    /// The plan of a seed in which a fault is planted, if any: where it shows only if originals outlive a loss of power they do.
+    pub fn planted(seed: u64, fault: Option<Planted>) -> Self {
+        let of_power = fault.is_some_and(|fault| Planted::OF_POWER.contains(&fault));
+        draw::plan(seed, &mut Random::labelled(seed, "plan"), of_power)
     }
 
     /// How many operations there are.

@@ -36,7 +36,7 @@ pub fn seed_of(run: u64, number: u64) -> u64 {
 
 /// Runs the schedule of a seed.
 pub fn run_seed(seed: u64, planted: Option<Planted>) -> Verdict {
-    schedule::run(&Plan::new(seed), planted)
+    schedule::run(&Plan::planted(seed, planted), planted)
 }
 
 /// Kills the daemon of one schedule at every `stride`-th moment of every kind in turn: every mapped store, every request, every named

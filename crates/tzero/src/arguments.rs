@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use tzero_api::control::{LARGEST_GRAIN, SMALLEST_GRAIN};
+use tzero_api::control::{Durability, LARGEST_GRAIN, SMALLEST_GRAIN};
 use tzero_api::{Name, NameError, Size, SizeError, SnapshotPath, is_private};
 use tzero_block::ByteRange;
 use tzero_daemon::{Address, AddressError};
@@ -20,6 +20,8 @@ pub(crate) enum ArgumentError {
     Stream,
     #[error("it is not a power of two from 512 to 1M")]
     Grain,
+    #[error("it is neither `process` nor `power`")]
+    Durability,
     #[error("it leaves no room for originals: give at least one grain")]
     NoRoom,
     #[error("it is not OFFSET+LENGTH, as 64M+4K is")]
@@ -57,6 +59,15 @@ pub(crate) fn grain(text: &str) -> Result<Size, ArgumentError> {
     let size: Size = text.parse()?;
     let fits = size.0.is_power_of_two() && (SMALLEST_GRAIN..=LARGEST_GRAIN).contains(&size.0);
     if fits { Ok(size) } else { Err(ArgumentError::Grain) }
+}
+
+/// What snapshots survive.
+pub(crate) fn durability(text: &str) -> Result<Durability, ArgumentError> {
+    match text {
+        "process" => Ok(Durability::Process),
+        "power" => Ok(Durability::Power),
+        _ => Err(ArgumentError::Durability),
+    }
 }
 
 /// Most bytes of originals. Whether it is a grain at least is known only with the grain.

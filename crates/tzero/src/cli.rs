@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tzero_api::control::MOST_COMPONENTS;
+use tzero_api::control::{Durability, MOST_COMPONENTS};
 use tzero_api::{Name, OnFull, Size, SnapshotPath};
 use tzero_block::ByteRange;
 use tzero_daemon::Address;
@@ -133,6 +133,10 @@ pub(crate) struct VolumeAdd {
     /// Read and write the base past the page cache
     #[arg(long)]
     pub(crate) direct: bool,
+
+    /// What snapshots survive: `process`, the daemon's death; `power`, a loss of the machine's power, at the price of a flush a first write
+    #[arg(long, value_name = "WHAT", default_value = "process", value_parser = arguments::durability)]
+    pub(crate) durability: Durability,
 }
 
 #[derive(Debug, Subcommand)]
@@ -361,7 +365,6 @@ mod tests {
     #[test]
     fn what_later_versions_have_does_not_exist() {
         for line in [
-            "tzero volume add v /b --durability power",
             "tzero volume resize v 1G",
             "tzero volume changes v",
             "tzero snapshot create s v --freeze fs:/x",

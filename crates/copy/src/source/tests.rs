@@ -27,6 +27,7 @@ fn source(directory: &std::path::Path, released: Released) -> SnapshotSource {
         scoped: false,
         on_full: OnFull::Break,
         broken_at: 0,
+        confirmed: false,
         state: RecordState::Live,
     };
     table.prepare(0, &record).unwrap();

@@ -229,6 +229,7 @@ impl Daemon {
             scoped: false,
             on_full: OnFull::Break,
             broken_at: 0,
+            confirmed: false,
             state: RecordState::Live,
         };
         self.table.prepare(SLOT, &record).unwrap();

@@ -78,6 +78,7 @@ impl Written {
             scoped: false,
             on_full: OnFull::Break,
             broken_at: 0,
+            confirmed: false,
             state: RecordState::Live,
         };
         table.prepare(SNAPSHOT.slot, &record).unwrap();

@@ -19,10 +19,11 @@ const CHUNK: u64 = 4096;
 const LEAST_OPS: u64 = 200;
 const MOST_OPS: u64 = 280;
 
-pub(super) fn plan(seed: u64, random: &mut Random) -> Plan {
+/// With `of_power` originals outlive a loss of power, else they may.
+pub(super) fn plan(seed: u64, random: &mut Random, of_power: bool) -> Plan {
     let mut shape = shape(random, &mut Random::labelled(seed, "rows"));
     let mut durable = Random::labelled(seed, "durable");
-    if durable.chance(30) {
+    if durable.chance(30) || of_power {
         outlive_power(&mut shape);
     }
     let faults = shape.longest_save_ns < PATIENT_NS || random.chance(40);

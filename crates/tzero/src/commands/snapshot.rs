@@ -133,6 +133,9 @@ fn show(snapshot: &control::Snapshot, output: Output) {
         Some(reason) => output.line(format!("state      {}: {reason}", state(snapshot.state))),
         None => output.line(format!("state      {}", state(snapshot.state))),
     }
+    if snapshot.outlives_power {
+        output.line("survives   a loss of power");
+    }
     output.line(format!("time zero  {}", Timestamp(snapshot.t0_ns)));
     output.line(format!("pause      {} µs", snapshot.pause_us));
     output.line(format!("size       {} ({} bytes)", Size(snapshot.size), snapshot.size));

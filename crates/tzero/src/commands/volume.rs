@@ -69,7 +69,7 @@ fn request(add: VolumeAdd) -> Result<AddVolume, Ending> {
         cache_limit: add.cache_limit,
         memory_limit: add.memory_limit,
         direct: add.direct,
-        durability: Durability::Process,
+        durability: add.durability,
         name: add.name,
     })
 }
@@ -136,6 +136,13 @@ fn show(volume: &control::Volume, output: Output) {
             tier.place
         ));
     }
+    output.line(format!(
+        "durability  {}",
+        match volume.durability {
+            Durability::Process => "process: snapshots survive the daemon",
+            Durability::Power => "power: snapshots survive a loss of power",
+        }
+    ));
     output.line(format!("snapshots   {}", volume.snapshots));
     output.line(format!("clients     {}", volume.connections));
     output.line(format!("configured  {}", yes_no(volume.declared)));
