@@ -41,7 +41,6 @@ pub struct FileDevice {
     medium: Medium,
     geometry: Geometry,
     is_device: bool,
-    grows: bool,
 }
 
 impl FileDevice {
@@ -90,7 +89,7 @@ impl FileDevice {
         }
         let geometry = Geometry { size, alignment: block.min(SECTOR) };
         let medium = Medium::new(opened(file, direct), block);
-        Ok(Self { medium, geometry, is_device, grows: false })
+        Ok(Self { medium, geometry, is_device })
     }
 
     /// Takes over a file that is read in passing, once: what others have in the page cache is neither pushed out nor added to. See
@@ -105,7 +104,7 @@ impl FileDevice {
     /// The same file as a device of `size` bytes whatever its length now: writing makes it longer. What lies behind its end is a hole that
     /// cannot be read. For caches.
     pub fn growing_to(self, size: u64) -> Self {
-        Self { geometry: Geometry { size, ..self.geometry }, grows: true, ..self }
+        Self { geometry: Geometry { size, ..self.geometry }, ..self }
     }
 
     /// Its first `size` bytes, a multiple of what direct I/O needs; all of it where it has no more.

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 use tzero_block::BlockDevice;
 use tzero_io::{Mapping, Notify, Storage};
 use tzero_originals::{
-    BrokenReason, Epoch, Grains, MapError, OriginalCache, Originals, RangeLog, RangeSet, Record, RecordArea,
-    RecordState, Recording, Sequence, SnapshotTable,
+    BrokenReason, CacheLayout, Epoch, Grains, MapError, OriginalCache, Originals, RangeLog, RangeSet, Record,
+    RecordArea, RecordState, Recording, Sequence, SnapshotTable,
 };
 
 use crate::admission::Admission;
@@ -113,12 +113,12 @@ impl<P: Platform> Volume<P> {
         }
         platform.point(Point::RecoveryLost).await;
         let damaged_count = damaged.len();
-        let first_tier = options.cache.first_tier;
         let area = prepare(&cache, &table, &found).await;
         let life = table.begin_life().map_err(OpenError::State)?;
         let recording = area.map(|area| Recording { area, life });
-        let originals = OriginalCache::open(map, entries, damaged, cache, recording, grains, first_tier, wanted)
-            .map_err(OpenError::Map)?;
+        let layout = CacheLayout { first: options.cache.first_tier, recording };
+        let originals =
+            OriginalCache::open(map, entries, damaged, cache, layout, grains, wanted).map_err(OpenError::Map)?;
         platform.point(Point::RecoveryIndexed).await;
 
         // On record before the host's first change: from here on a stop that is not clean is one that loses.

@@ -128,6 +128,15 @@ pub struct Recording {
     pub life: u32,
 }
 
+/// What is where in a cache.
+#[derive(Clone, Debug, Default)]
+pub struct CacheLayout {
+    /// Its first tier.
+    pub first: FirstTier,
+    /// With records beside the payloads what is saved outlives a loss of power.
+    pub recording: Option<Recording>,
+}
+
 /// Payloads, entries and their index.
 pub struct OriginalCache<M, D> {
     grains: Grains,
@@ -147,8 +156,6 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
     /// are there already may lie past it, and must be readable all the same. `wanted` says of every original (grain, the tag before it, its
     /// tag, its sequence) whether some snapshot could resolve to it; the others are freed.
     ///
-    /// With `recording` there are records beside the payloads, and what is saved outlives a loss of power.
-    ///
     /// `entries` and `damaged` are what [`ModifiedMap::scan`] found; the damaged ones are freed.
     ///
     /// # Errors
@@ -158,11 +165,11 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         entries: Vec<(u32, Entry)>,
         damaged: Vec<u32>,
         device: D,
-        recording: Option<Recording>,
+        layout: CacheLayout,
         grains: Grains,
-        first: FirstTier,
         wanted: impl Fn(GrainIndex, Option<Epoch>, Epoch, Sequence) -> bool,
     ) -> Result<Self, MapError> {
+        let CacheLayout { first, recording } = layout;
         let slots_at = recording.as_ref().map_or(0, |recording| recording.area.slots_at());
         let limit = device.geometry().size.saturating_sub(slots_at) / grains.grain();
         let mut head = map.head();

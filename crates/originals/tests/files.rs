@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tzero_block::{BlockDevice, ByteRange, Error, Extent, Geometry, MemoryDevice, Zeroes};
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage};
 use tzero_originals::{
-    BrokenReason, Epoch, FirstTier, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, OriginalsReader,
-    Payload, ReconcileError, Record, RecordState, SnapshotId, SnapshotRef, SnapshotTable,
+    BrokenReason, CacheLayout, Epoch, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals,
+    OriginalsReader, Payload, ReconcileError, Record, RecordState, SnapshotId, SnapshotRef, SnapshotTable,
 };
 
 const GRAIN: u32 = 512;
@@ -107,8 +107,8 @@ fn open_cache(path: &Path, device: &Arc<MemoryDevice>) -> OriginalCache<MappedFi
     let map = ModifiedMap::create_or_open(map, GRAIN, [1; 16]).unwrap();
     let (entries, damaged) = map.scan();
     let grains = Grains::new(GRAIN, SIZE).unwrap();
-    let (device, first) = (Shared(device.clone()), FirstTier::default());
-    OriginalCache::open(map, entries, damaged, device, None, grains, first, |_, _, _, _| true).unwrap()
+    let (device, layout) = (Shared(device.clone()), CacheLayout::default());
+    OriginalCache::open(map, entries, damaged, device, layout, grains, |_, _, _, _| true).unwrap()
 }
 
 async fn read(reader: &mut OriginalsReader<MappedFile, Shared>, grain: u64) -> u8 {

@@ -3,8 +3,8 @@
 use tzero_block::{BlockDevice, MemoryDevice};
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage};
 use tzero_originals::{
-    AreaFound, Components, Epoch, GrainIndex, Grains, ModifiedMap, OriginalCache, Payload, RecordArea, Recording,
-    Reserved, Sequence, certain,
+    AreaFound, CacheLayout, Components, Epoch, GrainIndex, Grains, ModifiedMap, OriginalCache, Payload, RecordArea,
+    Recording, Reserved, Sequence, certain,
 };
 
 const VOLUME: [u8; 16] = *b"volume's own id.";
@@ -27,7 +27,8 @@ impl Cache {
         let map = ModifiedMap::create_or_open(map, GRAIN as u32, VOLUME).unwrap();
         let grains = Grains::new(GRAIN as u32, 1 << 24).unwrap();
         let recording = Some(Recording { area: area.clone(), life });
-        let cache = OriginalCache::open(map, vec![], vec![], device, recording, grains, |_, _, _, _| true).unwrap();
+        let layout = CacheLayout { recording, ..CacheLayout::default() };
+        let cache = OriginalCache::open(map, vec![], vec![], device, layout, grains, |_, _, _, _| true).unwrap();
         Self { cache, _scratch: scratch }
     }
 

@@ -18,7 +18,7 @@ use tzero_block::{ByteRange, FileDevice, Mode};
 use tzero_copy::BackupSource;
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage, descriptors};
 use tzero_originals::{
-    BrokenReason, Epoch, FirstTier, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, Payload,
+    BrokenReason, CacheLayout, Epoch, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, Payload,
     RangeSet, Record, RecordState, Sequence, SnapshotId, SnapshotTable,
 };
 
@@ -108,9 +108,8 @@ impl Daemon {
             vec![],
             vec![],
             device.growing_to(1 << 30),
-            None,
+            CacheLayout::default(),
             grains,
-            FirstTier::default(),
             |_, _, _, _| true,
         );
         let socket = path("mover.sock");

@@ -10,7 +10,7 @@ use tzero_block::MemoryDevice;
 use tzero_io::{Directory, MappedFile, Storage};
 
 use super::*;
-use crate::cache::{FirstTier, OriginalCache};
+use crate::cache::{CacheLayout, OriginalCache};
 use crate::components::Components;
 use crate::map::MapShape;
 use crate::table::{OnFull, Originals, Record};
@@ -91,9 +91,8 @@ impl Written {
             vec![],
             vec![],
             MemoryDevice::new(512),
-            None,
+            CacheLayout::default(),
             grains,
-            FirstTier::default(),
             |_, _, _, _| true,
         )
         .unwrap();
