@@ -5,6 +5,7 @@ use tzero_api::{Client, ClientError, Code, StatePaths};
 
 use super::*;
 use crate::opening::Opening;
+use crate::platform::Without;
 use crate::service::Daemon;
 use crate::threads::DataThreads;
 use crate::volumes::Volumes;
@@ -149,7 +150,7 @@ fn by_program() {
     listener.set_nonblocking(true).unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let threads = Arc::new(DataThreads::start().unwrap());
-    let opening = Opening { boot_id: [1; 16], crash: None };
+    let opening = Opening { boot_id: [1; 16], crash: None, without: Without::default() };
     let volumes = Volumes::new(paths.clone(), Arc::clone(&threads), opening, |_, _| Ok(false));
     let daemon = Arc::new(Daemon {
         paths: paths.clone(),

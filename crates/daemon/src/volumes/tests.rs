@@ -5,6 +5,7 @@ use tzero_engine::{SnapshotKind, SnapshotState};
 
 use super::*;
 use crate::exports::Offered;
+use crate::platform::Without;
 
 /// A daemon's volumes without its sockets.
 struct Bench {
