@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use e2e::daemon::Setting;
 use e2e::nbd::{Command, EPERM, FUA, Failure};
 use e2e::scratch::{assert_same, bytes, copy, read, read_at};
 use e2e::{Daemon, MIB, Program, Scratch};
 use serde_json::Value;
+
+use crate::load::Shape;
 
 const SIZE: u64 = 16 * MIB;
 
@@ -298,34 +301,37 @@ fn flat_out(daemon: &Daemon, size: u64) -> Program {
 }
 
 /// A volume full of known bytes, a snapshot, fio flat out; then `rounds` copies of the view, each compared with T0.
-fn copies_under_load(size: u64, rounds: u32) {
+fn copies_under_load(shape: Shape, size: u64, rounds: u32) {
     let scratch = Scratch::new();
     let base = scratch.random("base", size, 11);
     let reference = scratch.join("reference");
     copy(&base, &reference);
-    let daemon = Daemon::serving(&scratch, &base);
+    let daemon = shape.serve(&Setting::new(&scratch.join("state")), base);
     daemon.ok("snapshot create s vol");
     let mut load = flat_out(&daemon, size).start();
     load.until(|| !daemon.map("vol@s").is_empty());
     let out = scratch.join("out");
     for round in 0..rounds {
         Program::new("nbdcopy").args(["--connections=2", &daemon.uri("vol@s")]).arg(&out).ok();
-        assert!(!load.has_ended(), "round {round}: fio met an error: {}", load.stderr());
+        assert!(!load.has_ended(), "{shape:?}, round {round}: fio met an error: {}", load.stderr());
         assert_same(&out, &reference);
     }
     drop(load);
-    changed(&base, &reference);
+    changed(&daemon.contents("vol"), &reference);
     daemon.stop();
 }
 
-fn changed(base: &Path, reference: &Path) {
-    let differing = read(base).chunks(4096).zip(read(reference).chunks(4096)).filter(|(a, b)| a != b).count();
-    assert!(differing > 100, "the load changed only {differing} grains of the base");
+fn changed(now: &[u8], reference: &Path) {
+    let differing = now.chunks(4096).zip(read(reference).chunks(4096)).filter(|(a, b)| a != b).count();
+    assert!(differing > 100, "the load changed only {differing} blocks of the volume");
 }
 
 #[test]
 fn nbdcopy_of_a_view_is_time_zero_while_fio_writes_flat_out() {
-    copies_under_load(64 * MIB, 3);
+    copies_under_load(Shape::Plain, 64 * MIB, 3);
+    for shape in Shape::OTHERS {
+        copies_under_load(*shape, 32 * MIB, 1);
+    }
 }
 
 mod lane {
@@ -333,6 +339,8 @@ mod lane {
 
     #[test]
     fn nbdcopy_of_a_large_view_is_time_zero_while_fio_writes_flat_out() {
-        copies_under_load(1024 * MIB, 10);
+        for shape in Shape::ALL {
+            copies_under_load(*shape, 1024 * MIB, 10);
+        }
     }
 }

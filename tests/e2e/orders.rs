@@ -84,7 +84,7 @@ fn what_cannot_be_asked_for_is_a_bad_request() {
     }
     let (status, answer) = control(daemon.state(), "POST", SNAPSHOTS, &" ".repeat(9 << 20));
     assert_eq!((status, &answer["code"]), (400, &json!("invalid")), "{answer}");
-    let add = json!({"name": "other", "base": scratch.join("base"), "cache_limit": 4095});
+    let add = json!({"name": "other", "bases": [scratch.join("base")], "cache_limit": 4095});
     let (status, answer) = control(daemon.state(), "POST", "/v1/volumes", &add.to_string());
     assert_eq!(status, 400, "{answer}");
     assert!(answer["message"].as_str().is_some_and(|said| said.contains("one grain")), "{answer}");

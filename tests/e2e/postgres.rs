@@ -4,11 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use e2e::daemon::Setting;
 use e2e::disk::Disk;
 use e2e::mounts::{Loop, Mounted};
 use e2e::scratch::allocated;
-use e2e::{Daemon, MIB, Process, Program, Scratch};
+use e2e::{MIB, Process, Program, Scratch};
 use rustix::process::Signal;
+
+use crate::load::Shape;
 
 const SIZE: u64 = 1024 * MIB;
 
@@ -79,10 +82,10 @@ fn own(path: &Path) {
 }
 
 /// The whole story, with so much data, so many clients, and so many backups.
-fn story(scale: u32, clients: u32, backups: u32) {
+fn story(shape: Shape, scale: u32, clients: u32, backups: u32) {
     let scratch = Scratch::new();
     let base = scratch.sparse("base", SIZE);
-    let daemon = Daemon::serving(&scratch, &base);
+    let daemon = shape.serve(&Setting::new(&scratch.join("state")), base);
     let disk = Disk::of(&scratch, &daemon, SIZE);
     let mounted = disk.formatted(&scratch.join("mnt"));
     let data = mounted.join("data");
@@ -157,7 +160,7 @@ fn comes_back(scratch: &Scratch, index: usize, image: &Path, before: i64, after:
 
 #[test]
 fn postgresql_comes_back_from_a_backup_under_pgbench() {
-    story(2, 4, 1);
+    story(Shape::Plain, 2, 4, 1);
 }
 
 mod lane {
@@ -165,6 +168,9 @@ mod lane {
 
     #[test]
     fn postgresql_comes_back_from_every_backup() {
-        story(20, 8, 5);
+        for shape in Shape::ALL {
+            story(*shape, 20, 8, 5);
+            eprintln!("{shape:?}: 5 backups, 5 comebacks");
+        }
     }
 }

@@ -22,7 +22,7 @@ fn outlives(daemon: &Daemon, snapshot: &str) -> bool {
 
 #[test]
 fn a_confirmed_snapshot_outlives_the_machine() {
-    for options in ["", "--grain 512", "--grain 64K --cache-limit 4M"] {
+    for options in ["", "--grain 512", "--grain 64K --cache-limit 8M"] {
         let scratch = Scratch::new();
         let base = scratch.random("base", SIZE, 1);
         let one = read(&base);

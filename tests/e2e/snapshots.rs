@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use e2e::daemon::Setting;
 use e2e::process::Until;
 use e2e::random::Random;
 use e2e::scratch::{bytes, read};
 use e2e::{Daemon, Instant, MIB, Scratch};
 
-use crate::load::Load;
+use crate::load::{Load, Shape};
 
 #[test]
 fn a_snapshot_taken_under_load_is_one_instant() {
@@ -80,18 +81,26 @@ fn eight(load: &Load, daemon: &Daemon, rounds: usize, seed: u64) {
 
 #[test]
 fn eight_snapshots_are_each_their_own_instant() {
-    let load = Load::new(16 * MIB);
-    let daemon = load.serve();
-    eight(&load, &daemon, 1, 1);
-    daemon.stop();
+    for shape in Shape::ALL {
+        let load = Load::shaped(16 * MIB, *shape);
+        let daemon = load.serve();
+        eight(&load, &daemon, 1, 1);
+        daemon.stop();
+    }
 }
 
 #[test]
 fn what_is_saved_is_what_one_writer_needs_and_no_more() {
-    const GRAIN: u64 = 4096;
+    for shape in Shape::ALL {
+        saved_is_what_is_needed(*shape);
+    }
+}
+
+fn saved_is_what_is_needed(shape: Shape) {
+    let (block, grain) = (shape.block(), shape.grain());
     let scratch = Scratch::new();
     let base = scratch.random("base", 16 * MIB, 3);
-    let daemon = Daemon::serving(&scratch, &base);
+    let daemon = shape.serve(&Setting::new(&scratch.join("state")), base);
     let mut host = daemon.connect("vol");
     let mut random = Random::new(3);
     // Grains changed in each epoch; the first write of an epoch saves, the others do not.
@@ -102,9 +111,10 @@ fn what_is_saved_is_what_one_writer_needs_and_no_more() {
         daemon.ok(&format!("snapshot create s{epoch} vol"));
         let mut grains = BTreeSet::new();
         for _ in 0..120 {
-            let (offset, length) = (random.below(4 * MIB), 1 + random.below(3 * GRAIN));
+            let (offset, length) =
+                (random.below(4 * MIB) / block * block, block + random.below(3 * 4096) / block * block);
             host.write(offset, &bytes(length as usize, random.draw())).expect("writing works");
-            grains.extend(offset / GRAIN..=(offset + length - 1) / GRAIN);
+            grains.extend(offset / grain..=(offset + length - 1) / grain);
         }
         changed.push(grains);
     }
@@ -113,7 +123,7 @@ fn what_is_saved_is_what_one_writer_needs_and_no_more() {
         let name = format!("vol@s{epoch}");
         let map = daemon.map(&name);
         let needed: BTreeSet<u64> = changed[epoch..].iter().flatten().copied().collect();
-        let mapped: BTreeSet<u64> = map.iter().map(|(block, ..)| block * 512 / GRAIN).collect();
+        let mapped: BTreeSet<u64> = map.iter().map(|(sector, ..)| sector * 512 / grain).collect();
         assert_eq!(map.len(), mapped.len(), "{name}: one line a grain");
         assert_eq!(mapped, needed, "{name}: every grain changed since, and no other");
         slots.extend(map.iter().map(|(block, _, slot)| (*block, slot.expect("nothing here was a hole"))));
@@ -122,7 +132,7 @@ fn what_is_saved_is_what_one_writer_needs_and_no_more() {
     let saves: usize = changed.iter().map(BTreeSet::len).sum();
     assert_eq!(slots.len(), saves, "originals that all snapshots together resolve to");
     let used = daemon.json("volume show vol")["volume"]["cache_used"].as_u64().expect("a figure");
-    assert_eq!(used, saves as u64 * GRAIN, "bytes of originals");
+    assert_eq!(used, saves as u64 * grain, "bytes of originals");
     for epoch in [3, 0, 7, 5, 1, 6, 2, 4] {
         daemon.ok(&format!("snapshot delete s{epoch}"));
     }
@@ -185,14 +195,17 @@ mod lane {
 
     #[test]
     fn eight_snapshots_over_many_rounds() {
-        let load = Load::new(64 * MIB);
-        let daemon = load.serve();
-        for seed in 0..5 {
-            eight(&load, &daemon, 6, 100 + seed);
-            for name in daemon.snapshots("vol") {
-                daemon.ok(&format!("snapshot delete vol@{name}"));
+        for shape in Shape::ALL {
+            let load = Load::shaped(64 * MIB, *shape);
+            let daemon = load.serve();
+            for seed in 0..5 {
+                eight(&load, &daemon, 6, 100 + seed);
+                for name in daemon.snapshots("vol") {
+                    daemon.ok(&format!("snapshot delete vol@{name}"));
+                }
             }
+            daemon.stop();
+            eprintln!("{shape:?}: 30 rounds of eight");
         }
-        daemon.stop();
     }
 }

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::daemon::Setting;
 use e2e::nbd::{Client, Command};
 use e2e::random::Random;
 use e2e::scratch::bytes;
 use e2e::{Daemon, MIB, Scratch};
+
+use crate::load::Shape;
 
 const SIZE: u64 = 256 * MIB;
 const GRAIN: u64 = 4096;
@@ -39,9 +42,15 @@ fn percentile(latencies: &mut [Duration], percent: usize) -> Duration {
 
 #[test]
 fn a_stalled_reader_stops_nobody() {
+    for shape in Shape::ALL {
+        stops_nobody(*shape);
+    }
+}
+
+fn stops_nobody(shape: Shape) {
     let scratch = Scratch::new();
     let base = scratch.random("base", 64 * MIB, 1);
-    let daemon = Daemon::serving(&scratch, &base);
+    let daemon = shape.serve(&Setting::new(&scratch.join("state")), base);
     daemon.ok("snapshot create s vol");
     let reference = daemon.contents("vol@s");
     let _readers = [stalled(&daemon), stalled(&daemon)];
@@ -62,13 +71,19 @@ mod lane {
     /// Rounds with and without a stalled reader take turns, so that what else the machine does meets both alike.
     #[test]
     fn first_touch_p99_stays_as_it_was() {
+        for shape in Shape::ALL {
+            stays_as_it_was(*shape);
+        }
+    }
+
+    fn stays_as_it_was(shape: Shape) {
         const ROUNDS: usize = 25;
         const GRAINS: u64 = 10_000;
         // The reader is served as far as it takes, and only then does it stall: not before these writes are over.
         const BEFORE: u64 = 2000;
         let scratch = Scratch::new();
         let base = scratch.random("base", SIZE, 1);
-        let daemon = Daemon::serving(&scratch, &base);
+        let daemon = shape.serve(&Setting::new(&scratch.join("state")), base);
         let mut host = daemon.connect("vol");
         let mut random = Random::new(1);
         let mut p99 = [Vec::new(), Vec::new()];
@@ -85,9 +100,9 @@ mod lane {
         let [without, with] = p99.map(|mut rounds| percentile(&mut rounds, 50));
         let ratio = with.as_secs_f64() / without.as_secs_f64();
         eprintln!(
-            "first-touch p99, median of {ROUNDS} rounds: {without:?} without, {with:?} with a stalled reader: {ratio:.2} x"
+            "{shape:?}: first-touch p99, median of {ROUNDS} rounds: {without:?} without, {with:?} with a stalled reader: {ratio:.2} x"
         );
         daemon.stop();
-        assert!(ratio <= 1.1, "{ratio:.2} x: {without:?} without, {with:?} with a stalled reader");
+        assert!(ratio <= 1.1, "{shape:?}: {ratio:.2} x: {without:?} without, {with:?} with a stalled reader");
     }
 }
