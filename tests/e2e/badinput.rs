@@ -248,7 +248,7 @@ fn flags_that_do_not_exist() {
         "volume add",
         "volume add v /b --durability none",
         "volume resize v 1G",
-        "volume rebase v /b",
+        "volume rebase v",
         "backup v --to image:x --boundary all",
         "backup v --to image:x --layout append",
         "backup v --to image:x --incremental",

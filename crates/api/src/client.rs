@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 
 use crate::control::{AddVolume, CreateSnapshot, Forecast, Snapshot, Status, Volume};
 use crate::jobs::{Job, StartRestore};
-use crate::{Exit, Failure, Name, SnapshotPath, StatePaths, route};
+use crate::{Exit, Failure, Name, RebaseVolume, SnapshotPath, StatePaths, route};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -128,6 +128,14 @@ impl Client {
         self.post(route::VOLUMES, volume)
     }
 
+    /// Gives a volume another base.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn rebase_volume(&self, name: &Name, rebase: &RebaseVolume) -> Result<Volume, ClientError> {
+        self.put(&route::volume_base(name), rebase)
+    }
+
     /// Removes a volume; gives what it was.
     ///
     /// # Errors
@@ -233,8 +241,16 @@ impl Client {
     }
 
     fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.send(Method::POST, path, body)
+    }
+
+    fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.send(Method::PUT, path, body)
+    }
+
+    fn send<T: DeserializeOwned>(&self, method: Method, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|source| self.garbled(source))?;
-        self.parse(&self.call(Method::POST, path, body.into())?)
+        self.parse(&self.call(method, path, body.into())?)
     }
 
     fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ClientError> {

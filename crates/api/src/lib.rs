@@ -6,6 +6,7 @@
 //!
 //! Deliberately absent: what a program prints, and every decision of the daemon.
 
+mod change;
 mod client;
 pub mod control;
 mod failure;
@@ -22,6 +23,7 @@ mod size;
 mod state;
 mod unfit;
 
+pub use change::{RebaseVolume, ResizeVolume};
 pub use client::{Client, ClientError};
 pub use failure::{Code, Exit, Failure};
 pub use name::{Name, NameError, SnapshotPath, is_private, private_name};

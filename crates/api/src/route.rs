@@ -7,6 +7,7 @@
 //! | POST | [`VOLUMES`] | [`AddVolume`](crate::control::AddVolume) | [`Volume`](crate::control::Volume) |
 //! | GET, DELETE | [`VOLUME`] | – | [`Volume`](crate::control::Volume) |
 //! | GET | [`VOLUME_FORECAST`] | – | [`Forecast`](crate::control::Forecast) |
+//! | PUT | [`VOLUME_BASE`] | [`RebaseVolume`](crate::RebaseVolume) | [`Volume`](crate::control::Volume), on its new base |
 //! | GET | [`SNAPSHOTS`] | – | list of [`Snapshot`](crate::control::Snapshot) |
 //! | POST | [`VOLUME_SNAPSHOTS`] | [`CreateSnapshot`](crate::control::CreateSnapshot) | [`Snapshot`](crate::control::Snapshot) |
 //! | GET, DELETE | [`SNAPSHOT`] | – | [`Snapshot`](crate::control::Snapshot) |
@@ -28,6 +29,8 @@ pub const VOLUMES: &str = "/v1/volumes";
 pub const VOLUME: &str = "/v1/volumes/{volume}";
 /// When one volume's cache would be full.
 pub const VOLUME_FORECAST: &str = "/v1/volumes/{volume}/forecast";
+/// What one volume stands on.
+pub const VOLUME_BASE: &str = "/v1/volumes/{volume}/base";
 /// All snapshots of all volumes.
 pub const SNAPSHOTS: &str = "/v1/snapshots";
 /// The snapshots of one volume.
@@ -57,6 +60,11 @@ pub fn volume(name: &Name) -> String {
 /// [`VOLUME_FORECAST`] of a volume.
 pub fn volume_forecast(volume: &Name) -> String {
     VOLUME_FORECAST.replace("{volume}", volume.as_str())
+}
+
+/// [`VOLUME_BASE`] of a volume.
+pub fn volume_base(volume: &Name) -> String {
+    VOLUME_BASE.replace("{volume}", volume.as_str())
 }
 
 /// [`VOLUME_SNAPSHOTS`] of a volume.

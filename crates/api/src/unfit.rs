@@ -77,9 +77,7 @@ impl AddVolume {
             if self.bases.len() > 1 {
                 return Err(Unfit::SizeOfSeveral(self.bases.len()));
             }
-            if size.0 == 0 || !size.0.is_multiple_of(SECTOR) {
-                return Err(Unfit::Size(size));
-            }
+            fit_size(size)?;
         }
         if let Some(limit) = self.memory_limit.filter(|limit| *limit < grain) {
             return Err(Unfit::NoMemory { limit, grain });
@@ -93,11 +91,21 @@ impl AddVolume {
                 return Err(Unfit::NoRoomForRecords { limit, least });
             }
         }
-        self.bases.iter().chain(&self.cache_dir).try_for_each(|place| match place {
-            Place::Path(path) if path.is_relative() => Err(Unfit::Relative(path.clone())),
-            Place::Path(_) | Place::Export(_) => Ok(()),
-        })
+        self.bases.iter().chain(&self.cache_dir).try_for_each(fit_place)
     }
+}
+
+/// A place that means the same whoever looks.
+pub(crate) fn fit_place(place: &Place) -> Result<(), Unfit> {
+    match place {
+        Place::Path(path) if path.is_relative() => Err(Unfit::Relative(path.clone())),
+        Place::Path(_) | Place::Export(_) => Ok(()),
+    }
+}
+
+/// A size that a volume can have.
+pub(crate) fn fit_size(size: Size) -> Result<(), Unfit> {
+    if size.0 == 0 || !size.0.is_multiple_of(SECTOR) { Err(Unfit::Size(size)) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -54,11 +54,52 @@ impl Volumes {
         Ok(())
     }
 
+    /// Serves a volume again that a change of it has closed, over its base if that is open already; gives it. What cannot be opened is tried
+    /// again, as at start.
+    ///
+    /// # Errors
+    /// Why it is not served yet.
+    pub(crate) async fn reopen(
+        self: &Arc<Self>,
+        place: Arc<Volume>,
+        record: VolumeRecord,
+        base: Option<OpenBase>,
+    ) -> Result<Arc<Volume>, Refusal> {
+        let directory = place.directory.clone();
+        let opened = {
+            let _gate = place.enter()?;
+            match base {
+                Some(base) => self.open(directory.clone(), record.clone(), base, Patience::Linger).await,
+                None => self.open_remembered(&directory, &record, Patience::Linger).await,
+            }
+        };
+        let why = match opened {
+            Ok(volume) => match self.swap(&place, volume) {
+                Ok(volume) => return Ok(volume),
+                Err(late) => {
+                    drop(late.close(&self.threads).await);
+                    return Err(Refusal::Closed(late.name.clone()));
+                }
+            },
+            Err(why) => why,
+        };
+        let failed = Volume::failed(place.name.clone(), Some(record.clone()), directory.clone(), &why);
+        if let Ok(place) = self.swap(&place, failed) {
+            let record = Some(Box::new(record));
+            self.try_again(place, Wanted::Remembered { directory, record, settings: None });
+        }
+        Err(why)
+    }
+
     /// Tries in the background until it succeeds; tells when it has tried once.
-    fn keep_trying(self: &Arc<Self>, opening: Volume, mut wanted: Wanted) -> oneshot::Receiver<()> {
+    fn keep_trying(self: &Arc<Self>, opening: Volume, wanted: Wanted) -> oneshot::Receiver<()> {
+        let place = self.put(opening);
+        self.try_again(place, wanted)
+    }
+
+    fn try_again(self: &Arc<Self>, mut place: Arc<Volume>, mut wanted: Wanted) -> oneshot::Receiver<()> {
         let (tell, tried) = oneshot::channel();
         let volumes = Arc::clone(self);
-        let mut place = volumes.put(opening);
         tokio::spawn(async move {
             let mut tell = Some(tell);
             let mut patience = Patience::Linger;
@@ -102,14 +143,7 @@ impl Volumes {
                     *record = Some(Box::new(declared(off_thread(move || theirs.read()).await?, settings.as_ref())));
                 }
                 let record = record.as_deref().expect("it was read").clone();
-                let (places, direct) = (record.places(), record.direct);
-                let threads = Arc::clone(&self.threads);
-                let base = off_thread(move || {
-                    let base = OpenBase::open(&threads, &places, direct, patience)?;
-                    base::refuse_in_use_through(&base).map(|()| base)
-                })
-                .await?;
-                let volume = self.open(directory.clone(), record, base, patience).await?;
+                let volume = self.open_remembered(directory, &record, patience).await?;
                 self.swap(place, volume)
             }
             Wanted::Declared(request) => {
@@ -125,6 +159,25 @@ impl Volumes {
             Err(late) => drop(late.close(&self.threads).await),
         }
         Ok(())
+    }
+}
+
+impl Volumes {
+    /// Opens a volume over the base that is on record.
+    async fn open_remembered(
+        &self,
+        directory: &VolumeDirectory,
+        record: &VolumeRecord,
+        patience: Patience,
+    ) -> Result<Volume, Refusal> {
+        let (places, direct) = (record.places(), record.direct);
+        let threads = Arc::clone(&self.threads);
+        let base = off_thread(move || {
+            let base = OpenBase::open(&threads, &places, direct, patience)?;
+            base::refuse_in_use_through(&base).map(|()| base)
+        })
+        .await?;
+        self.open(directory.clone(), record.clone(), base, patience).await
     }
 }
 

@@ -12,12 +12,12 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path as Parts, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use tokio::net::UnixListener;
 use tzero_api::control::{self, AddVolume, CreateSnapshot, Forecast, Snapshot, Status};
 use tzero_api::jobs::{Job, StartRestore};
-use tzero_api::{Code, Failure, Name, SnapshotPath, is_private, route};
+use tzero_api::{Code, Failure, Name, RebaseVolume, SnapshotPath, is_private, route};
 use tzero_engine::{SnapshotError, SnapshotInfo, SnapshotKind};
 use tzero_originals::{Originals, SnapshotId};
 
@@ -50,6 +50,7 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> std::i
         .route(route::VOLUMES, get(volumes).post(add_volume))
         .route(route::VOLUME, get(volume).delete(remove_volume))
         .route(route::VOLUME_FORECAST, get(forecast))
+        .route(route::VOLUME_BASE, put(rebase_volume))
         .route(route::SNAPSHOTS, get(snapshots))
         .route(route::VOLUME_SNAPSHOTS, get(volume_snapshots).post(create_snapshot))
         .route(route::SNAPSHOT, get(snapshot).delete(delete_snapshot))
@@ -153,6 +154,17 @@ async fn add_volume(State(daemon): Shared, body: Body) -> Answer<control::Volume
 async fn remove_volume(State(daemon): Shared, Parts(name): Parts<String>) -> Answer<control::Volume> {
     let volume = daemon.volumes.remove(&name.parse()?).await?;
     tracing::info!(volume = %volume.name, "removed");
+    shown(&daemon, volume).await
+}
+
+async fn rebase_volume(State(daemon): Shared, Parts(name): Parts<String>, body: Body) -> Answer<control::Volume> {
+    let request: RebaseVolume = parsed(body)?;
+    let volumes = Arc::clone(&daemon.volumes);
+    let name = name.parse()?;
+    // A task of its own: a client that goes away leaves nothing half done.
+    let rebased = tokio::spawn(async move { volumes.rebase(&name, &request).await }).await;
+    let volume = rebased.map_err(|_| Refusal::Stopping)??;
+    tracing::info!(volume = %volume.name, "stands on another base");
     shown(&daemon, volume).await
 }
 

@@ -37,6 +37,7 @@ mod opening;
 mod platform;
 mod put_by;
 mod readiness;
+mod rebase;
 mod record;
 mod refusal;
 mod registration;

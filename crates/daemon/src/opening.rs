@@ -18,7 +18,7 @@ use crate::held::Held;
 use crate::identity::{BaseIdentity, CleanStop, Difference};
 use crate::inspection::is_passing;
 use crate::memory;
-use crate::platform::{CrashPlan, Engine, Production, Without};
+use crate::platform::{CrashPlan, Engine, Moment, Production, Without};
 use crate::readiness::{self, Known, NotReady, Ready};
 use crate::record::{VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
@@ -36,6 +36,15 @@ pub(crate) struct Opening {
     pub(crate) crash: Option<Arc<CrashPlan>>,
     /// Rungs that a test takes out of the ladder.
     pub(crate) without: Without,
+}
+
+impl Opening {
+    /// A test may want the process to die now.
+    pub(crate) fn pass(&self, moment: Moment) {
+        if let Some(crash) = &self.crash {
+            crash.pass_moment(moment);
+        }
+    }
 }
 
 /// What an open base is, compared with the one that was left.

@@ -26,16 +26,44 @@ pub(crate) fn boot() -> io::Result<[u8; 16]> {
     id.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{BOOT} is not 32 hexadecimal digits")))
 }
 
+/// Moments outside the engine, between two steps whose order matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// A volume that gets another base is closed; the old one is on record.
+    RebaseClosed,
+    /// The new base is on record; nothing is open.
+    RebaseRecorded,
+}
+
+impl Moment {
+    pub(crate) const ALL: &[(&str, Self)] =
+        &[("rebase-closed", Self::RebaseClosed), ("rebase-recorded", Self::RebaseRecorded)];
+}
+
+/// A moment of either kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Engine(Point),
+    Daemon(Moment),
+}
+
+impl When {
+    fn parse(name: &str) -> Option<Self> {
+        let engine = Point::ALL.iter().find(|point| point.name() == name).map(|point| Self::Engine(*point));
+        engine.or_else(|| Moment::ALL.iter().find(|(other, _)| *other == name).map(|(_, it)| Self::Daemon(*it)))
+    }
+}
+
 /// Where a crash test wants the process to die.
 #[derive(Debug)]
 pub(crate) struct CrashPlan {
-    point: Point,
+    when: When,
     left: AtomicU64,
 }
 
 /// Why a crash plan is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{CRASH}={0:?} is not POINT:N with one of the engine's points and a number from 1")]
+#[error("{CRASH}={0:?} is not POINT:N with a point of the engine or the daemon and a number from 1")]
 pub struct CrashPlanError(String);
 
 impl CrashPlan {
@@ -50,13 +78,18 @@ impl CrashPlan {
     fn parse(text: &str) -> Result<Self, CrashPlanError> {
         let bad = || CrashPlanError(text.into());
         let (name, count) = text.rsplit_once(':').ok_or_else(bad)?;
-        let point = Point::ALL.iter().copied().find(|point| point.name() == name).ok_or_else(bad)?;
+        let when = When::parse(name).ok_or_else(bad)?;
         let left = count.parse().ok().filter(|count| *count > 0).ok_or_else(bad)?;
-        Ok(Self { point, left: AtomicU64::new(left) })
+        Ok(Self { when, left: AtomicU64::new(left) })
     }
 
-    fn pass(&self, point: Point) {
-        if point == self.point && self.left.fetch_sub(1, Ordering::SeqCst) == 1 {
+    /// The daemon is at this moment.
+    pub(crate) fn pass_moment(&self, moment: Moment) {
+        self.pass(When::Daemon(moment));
+    }
+
+    fn pass(&self, when: When) {
+        if when == self.when && self.left.fetch_sub(1, Ordering::SeqCst) == 1 {
             system::kill_self();
         }
     }
@@ -120,7 +153,7 @@ impl Platform for Production {
 
     fn point(&self, point: Point) -> impl Future<Output = ()> {
         if let Some(crash) = &self.crash {
-            crash.pass(point);
+            crash.pass(When::Engine(point));
         }
         ready(())
     }
@@ -142,7 +175,10 @@ mod tests {
     fn plans_name_a_point_and_a_count() {
         for point in Point::ALL {
             let plan = CrashPlan::parse(&format!("{}:3", point.name())).unwrap();
-            assert_eq!((plan.point, plan.left.into_inner()), (*point, 3));
+            assert_eq!((plan.when, plan.left.into_inner()), (When::Engine(*point), 3));
+        }
+        for (name, moment) in Moment::ALL {
+            assert_eq!(CrashPlan::parse(&format!("{name}:1")).unwrap().when, When::Daemon(*moment));
         }
         for bad in ["", "entry", "entry:0", "entry:x", "nowhere:1", ":1"] {
             assert!(CrashPlan::parse(bad).is_err(), "{bad}");

@@ -90,6 +90,11 @@ impl VolumeRecord {
         self.bases.iter().map(|base| base.place.clone()).collect()
     }
 
+    /// How long it is in bytes, as far as it was ever opened.
+    pub(crate) fn size(&self) -> u64 {
+        self.bases.iter().filter_map(|base| base.identity.as_ref()).map(BaseIdentity::size).sum()
+    }
+
     /// How many bytes of originals are kept in memory: whole slots.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.memory_limit.unwrap_or(0) / u64::from(self.grain) * u64::from(self.grain)

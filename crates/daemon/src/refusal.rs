@@ -87,6 +87,26 @@ pub(crate) enum Refusal {
     NotServed { volume: Name, reason: Box<str> },
     #[error("volume {volume} still has snapshots ({count}): delete them first (`tzero snapshot list`)")]
     HasSnapshots { volume: Name, count: usize },
+    #[error(
+        "volume {volume} still has snapshots ({count}), and what they have not saved is on the base that it has: back up what is still wanted, delete them (`tzero snapshot list`), then try again"
+    )]
+    SnapshotsOnBase { volume: Name, count: usize },
+    #[error(
+        "volume {volume} stands on {count} bases, and only a volume on a single one can get another: begin anew with `tzero volume remove {volume}` and `tzero volume add`"
+    )]
+    SeveralBases { volume: Name, count: usize },
+    #[error(
+        "{place} is {found} bytes long and volume {volume} {size}: its new base must have its size exactly; restore a copy of it there first, or name another"
+    )]
+    RebaseSize { volume: Name, place: Place, found: u64, size: u64 },
+    #[error(
+        "a restore to {target} has not come to its end, so what is there is neither old nor a copy: go on with `{resume}`, or leave it at that with `{discard}`"
+    )]
+    Unrestored { target: String, resume: String, discard: String },
+    #[error("volume {volume} stands on {place} from now on, but is not served yet, and is tried again: {why}")]
+    RebasedNotServed { volume: Name, place: Place, why: Box<Refusal> },
+    #[error("volume {volume} stays on its base, and is not served yet, but tried again: {why}")]
+    NotRebased { volume: Name, why: Box<Refusal> },
     #[error("volume {volume} still has clients connected ({count}): disconnect them first")]
     HasClients { volume: Name, count: u64 },
     #[error("volume {0} is being changed by another command: try again")]
@@ -166,6 +186,7 @@ impl Refusal {
             | Self::Malformed(_)
             | Self::Name(_) => Code::Invalid,
             Self::HasSnapshots { .. }
+            | Self::SnapshotsOnBase { .. }
             | Self::HasClients { .. }
             | Self::BeingChanged(_)
             | Self::TooManyJobs(_)

@@ -6,8 +6,8 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tzero_api::Place;
 use tzero_api::control::{AddVolume, DEFAULT_GRAIN};
+use tzero_api::{Name, Place};
 use tzero_nbd::Uri;
 
 use crate::address::Address;
@@ -34,7 +34,7 @@ impl Volumes {
     /// Opens the base of a new volume, made where it is to be, and looks at everything that must not be. Blocking.
     pub(crate) fn open_new(&self, request: &AddVolume) -> Result<(OpenBase, Option<MadeBase>), Refusal> {
         let paths: Vec<&Path> = request.bases.iter().filter_map(Place::path).collect();
-        self.refuse_registered(&paths)?;
+        self.refuse_registered(&request.name, &paths)?;
         self.refuse_exports(request)?;
         let made = self.make_base(request, &paths)?;
         let base = OpenBase::open(&self.threads, &request.bases, request.direct, Patience::None)?;
@@ -112,8 +112,9 @@ impl Volumes {
     }
 
     /// A base holds one volume, whether that is served now or not, and is one component of it. What cannot be opened is for whoever opens it
-    /// to say.
-    fn refuse_registered(&self, bases: &[&Path]) -> Result<(), Refusal> {
+    /// to say. A volume of this name that is not served may find its own base again, elsewhere.
+    fn refuse_registered(&self, name: &Name, bases: &[&Path]) -> Result<(), Refusal> {
+        let is_other = |volume: &Arc<Volume>| volume.name != *name || volume.serving().is_ok();
         let open = |held: Held| {
             let kind = held.metadata().file_type();
             let may_open = kind.is_file() || kind.is_block_device();
@@ -126,7 +127,7 @@ impl Volumes {
             if seen.iter().any(|other| other.has_number_of(&identity)) {
                 return Err(Refusal::BaseTwice(base.to_path_buf()));
             }
-            if let Some(volume) = self.all().into_iter().find(|volume| holds(volume, &identity)) {
+            if let Some(volume) = self.all().into_iter().find(|volume| is_other(volume) && holds(volume, &identity)) {
                 return Err(Refusal::BaseTaken { base: base.to_path_buf(), volume: volume.name.clone() });
             }
             seen.push(identity);

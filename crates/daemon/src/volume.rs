@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::RecvError;
-use tokio::sync::{RwLock, RwLockReadGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tzero_api::{Name, SnapshotPath, is_private, sentence};
 use tzero_block::BlockDevice;
 use tzero_engine::{SnapshotInfo, SnapshotState};
@@ -38,6 +38,7 @@ use crate::shrinking::Cut;
 use crate::store::Store;
 use crate::threads::{DataThreads, off_thread};
 use crate::tiers::Tiers;
+use crate::volumes::ATTEMPT;
 
 /// A volume, served or not.
 pub(crate) struct Volume {
@@ -166,6 +167,19 @@ impl Volume {
     /// When the volume was closed, meanwhile too.
     pub(crate) fn enter_blocking(&self) -> Result<RwLockReadGuard<'_, ()>, Refusal> {
         self.unless_closed(self.gate.blocking_read())
+    }
+
+    /// Lets nobody else in.
+    ///
+    /// # Errors
+    /// When somebody is, and does not leave at once.
+    pub(crate) async fn enter_alone(&self) -> Result<RwLockWriteGuard<'_, ()>, Refusal> {
+        let gate = match &self.condition {
+            Condition::Serving(_) => self.gate.try_write().ok(),
+            // An attempt to open it may be under way.
+            Condition::Failed(_) => tokio::time::timeout(ATTEMPT, self.gate.write()).await.ok(),
+        };
+        gate.ok_or_else(|| Refusal::BeingChanged(self.name.clone()))
     }
 
     fn unless_closed<'a>(&'a self, guard: RwLockReadGuard<'a, ()>) -> Result<RwLockReadGuard<'a, ()>, Refusal> {
@@ -336,6 +350,14 @@ impl Volume {
     pub(crate) fn connections(&self) -> u64 {
         let readers: u64 = self.readers.lock().expect("nothing panics under this lock").values().sum();
         self.host_sessions.load(Ordering::Acquire) + readers
+    }
+
+    /// Refuses while clients are connected.
+    pub(crate) fn refuse_clients(&self) -> Result<(), Refusal> {
+        match self.connections() {
+            0 => Ok(()),
+            count => Err(Refusal::HasClients { volume: self.name.clone(), count }),
+        }
     }
 
     /// How many clients read a snapshot's view.

@@ -30,7 +30,7 @@ pub type LiesOn = fn(&Path, &File) -> io::Result<bool>;
 pub(crate) struct Volumes {
     pub(crate) paths: StatePaths,
     pub(crate) threads: Arc<DataThreads>,
-    opening: Opening,
+    pub(crate) opening: Opening,
     pub(crate) lies_on: LiesOn,
     members: RwLock<BTreeMap<Name, Arc<Volume>>>,
     /// Held by whatever adds or removes a volume.
@@ -106,7 +106,7 @@ impl Volumes {
     }
 
     /// Lets nobody else add or remove a volume. A base that does not answer may hold up whoever adds it, for as long as it likes.
-    async fn change(&self, name: &Name) -> Result<MutexGuard<'_, ()>, Refusal> {
+    pub(crate) async fn change(&self, name: &Name) -> Result<MutexGuard<'_, ()>, Refusal> {
         let changing = tokio::time::timeout(END, self.changing.lock()).await;
         let changing = changing.map_err(|_| Refusal::BeingChanged(name.clone()))?;
         self.refuse_when_stopping()?;
@@ -161,12 +161,7 @@ impl Volumes {
         let _changing = self.change(name).await?;
         let volume = self.get(name)?;
         self.refuse_with_snapshots(&volume).await?;
-        let gate = match &volume.condition {
-            Condition::Serving(_) => volume.gate.try_write().ok(),
-            // An attempt to open it may be under way.
-            Condition::Failed(_) => tokio::time::timeout(ATTEMPT, volume.gate.write()).await.ok(),
-        };
-        let _gate = gate.ok_or_else(|| Refusal::BeingChanged(name.clone()))?;
+        let _gate = volume.enter_alone().await?;
         self.take_out(&volume)?;
         if let Err(error) = volume.close(&self.threads).await {
             // The snapshots are gone and the host's bytes are where the host's own flushes have put them.
@@ -186,8 +181,7 @@ impl Volumes {
 
     /// Of a volume that is not served too: what it has comes back with its base.
     async fn refuse_with_snapshots(&self, volume: &Arc<Volume>) -> Result<(), Refusal> {
-        let counted = Arc::clone(volume);
-        match off_thread(move || counted.snapshots().len()).await {
+        match count_snapshots(volume).await {
             0 => Ok(()),
             count => Err(Refusal::HasSnapshots { volume: volume.name.clone(), count }),
         }
@@ -214,22 +208,18 @@ impl Volumes {
 
     fn take_out(&self, volume: &Arc<Volume>) -> Result<(), Refusal> {
         let mut members = self.members.write().expect("nothing panics under this lock");
-        // One that was not served may be by now: another value has its place, and what that has was not looked at.
-        if !members.get(&volume.name).is_some_and(|now| Arc::ptr_eq(now, volume)) {
-            return Err(Refusal::BeingChanged(volume.name.clone()));
-        }
-        if let Condition::Serving(serving) = &volume.condition {
-            let count = serving.engine.snapshots().len();
-            if count > 0 {
-                return Err(Refusal::HasSnapshots { volume: volume.name.clone(), count });
-            }
-        }
-        let count = volume.connections();
-        if count > 0 {
-            return Err(Refusal::HasClients { volume: volume.name.clone(), count });
-        }
+        refuse_in_use(&members, volume)?;
         members.remove(&volume.name);
         Ok(())
+    }
+
+    /// Puts a volume that is not served in the place of one that nobody uses and that has no snapshots: nobody comes to use that any more.
+    pub(crate) fn supplant(&self, old: &Arc<Volume>, new: Volume) -> Result<Arc<Volume>, Refusal> {
+        let mut members = self.members.write().expect("nothing panics under this lock");
+        refuse_in_use(&members, old)?;
+        let new = Arc::new(new);
+        members.insert(old.name.clone(), Arc::clone(&new));
+        Ok(new)
     }
 
     pub(crate) fn refuse_when_stopping(&self) -> Result<(), Refusal> {
@@ -272,8 +262,29 @@ impl Volumes {
     }
 }
 
+/// How many snapshots a volume has, served or not.
+pub(crate) async fn count_snapshots(volume: &Arc<Volume>) -> usize {
+    let counted = Arc::clone(volume);
+    off_thread(move || counted.snapshots().len()).await
+}
+
+/// Refuses a volume that has snapshots or clients, or whose place another value has.
+fn refuse_in_use(members: &BTreeMap<Name, Arc<Volume>>, volume: &Arc<Volume>) -> Result<(), Refusal> {
+    // One that was not served may be by now: another value has its place, and what that has was not looked at.
+    if !members.get(&volume.name).is_some_and(|now| Arc::ptr_eq(now, volume)) {
+        return Err(Refusal::BeingChanged(volume.name.clone()));
+    }
+    if let Condition::Serving(serving) = &volume.condition {
+        let count = serving.engine.snapshots().len();
+        if count > 0 {
+            return Err(Refusal::HasSnapshots { volume: volume.name.clone(), count });
+        }
+    }
+    volume.refuse_clients()
+}
+
 /// How long an attempt to open a volume is waited for by whoever removes it,
-const ATTEMPT: Duration = Duration::from_secs(2);
+pub(crate) const ATTEMPT: Duration = Duration::from_secs(2);
 /// and at the end of the daemon: it may wait that long itself for what a killed one left.
 const LAST_ATTEMPT: Duration = Duration::from_millis(5500);
 /// How long a command in progress is.

@@ -94,6 +94,14 @@ pub(crate) enum Volume {
         /// Its name
         name: Name,
     },
+    /// Have a volume stand on another base, such as a restored copy; the old one stays as it is
+    Rebase {
+        /// Its name
+        name: Name,
+        /// File, block device or export that has its bytes from now on; exactly as long as the volume
+        #[arg(value_parser = path())]
+        path: PathBuf,
+    },
     /// Forget a volume; its base stays as it is
     Remove {
         /// Its name
@@ -401,6 +409,8 @@ mod tests {
             "tzero backup v",
             "tzero volume add v /b --grain 3K",
             "tzero volume add v /b --cache-limit 0",
+            "tzero volume rebase v",
+            "tzero volume rebase v /a /b",
             "tzero snapshot create backup-0badcafe v",
             "tzero snapshot create s v --scope v",
             "tzero snapshot create s v --scope v:0",

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use tzero_api::control::{self, AddVolume, DEFAULT_GRAIN, Durability, TierKind, VolumeState};
-use tzero_api::{Exit, Place, Size, StatePaths};
+use tzero_api::{Exit, Place, RebaseVolume, Size, StatePaths};
 
 use crate::cli::{Volume, VolumeAdd};
 use crate::commands::client;
@@ -32,6 +32,11 @@ pub(crate) fn run(command: Volume, state: &StatePaths, output: Output) -> Result
             show(&volume, output);
             output.result("volume", &volume);
         }
+        Volume::Rebase { name, path } => {
+            let volume = client.rebase_volume(&name, &RebaseVolume { base: told(&path)? })?;
+            output.line(format!("volume {}: {} of {}", volume.name, Size(volume.size), bases(&volume)));
+            output.result("volume", &volume);
+        }
         Volume::Remove { name } => {
             let volume = client.remove_volume(&name)?;
             output.line(match &volume.bases[..] {
@@ -57,10 +62,6 @@ fn request(add: VolumeAdd) -> Result<AddVolume, Ending> {
             "the memory limit {limit} leaves no room for originals: give at least one grain ({grain})"
         )));
     }
-    let told = |path: &Path| match Place::from(path.to_owned()) {
-        Place::Path(path) => recorded(&path, "the daemon's records name it").map(Place::Path),
-        export @ Place::Export(_) => Ok(export),
-    };
     Ok(AddVolume {
         bases: add.base.iter().map(|base| told(base)).collect::<Result<_, _>>()?,
         size: add.size,
@@ -72,6 +73,14 @@ fn request(add: VolumeAdd) -> Result<AddVolume, Ending> {
         durability: add.durability,
         name: add.name,
     })
+}
+
+/// A place as the daemon takes it.
+fn told(path: &Path) -> Result<Place, Ending> {
+    match Place::from(path.to_owned()) {
+        Place::Path(path) => recorded(&path, "the daemon's records name it").map(Place::Path),
+        export @ Place::Export(_) => Ok(export),
+    }
 }
 
 /// What a volume stands on, in order.
