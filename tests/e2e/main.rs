@@ -28,6 +28,7 @@ mod moverlife;
 mod orders;
 mod postgres;
 mod power;
+mod rebase;
 mod reconnect;
 mod restores;
 mod snapshots;
