@@ -250,7 +250,7 @@ impl Oracle {
         let mut model = self.model();
         let now = model.tick();
         for (index, cell) in model.cells.split(token.range, bytes) {
-            let count = model.by_cell[index].history.len();
+            let count = model.count_for(index, token);
             let candidates = model.candidates(index, count, token.started, None);
             let Some(seen) = seen(&candidates, index, cell) else {
                 return fail(model.complaint(who, index, cell, &candidates));
@@ -266,7 +266,7 @@ impl Oracle {
         let mut model = self.model();
         model.tick();
         for index in model.cells_within(range) {
-            let count = model.by_cell[index].history.len();
+            let count = model.count_for(index, token);
             let candidates = model.candidates(index, count, token.started, None);
             if !candidates.contains(&Version::ZERO) {
                 return fail(model.complaint(who, index, &[], &candidates));
@@ -354,6 +354,14 @@ impl Model {
         let last =
             if range.end() == self.cells.size { self.cells.count() } else { (range.end() / self.cells.cell) as usize };
         first..last.max(first)
+    }
+
+    /// How many changes of a cell a read may have seen. An answer that was on its way when the power was lost says nothing of what came back.
+    fn count_for(&self, index: usize, token: &ReadToken) -> usize {
+        let cell = &self.by_cell[index];
+        let mut lost = cell.losses.iter().map(|(count, _)| count - 1);
+        let submitted = |at: usize| self.changes[cell.history[at].0 as usize - 1].submitted;
+        lost.find(|at| submitted(*at) > token.started).unwrap_or(cell.history.len())
     }
 
     /// What a cell may hold after its first `count` changes, for a reader who knows what was over at `as_of`. With `below`, pins of that

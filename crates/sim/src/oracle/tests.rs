@@ -157,3 +157,21 @@ fn released_ranges_are_not_served() {
     };
     assert!(judged(served).is_some_and(|complaint| complaint.contains("after it was released")));
 }
+
+#[test]
+fn an_answer_from_before_a_loss_of_power_is_judged_by_what_was_there_then() {
+    let late = |oracle: &Oracle, sees_the_lost: bool| {
+        let lost = write(oracle, 0, Some(Outcome::Done));
+        let token = oracle.read_begins(ALL);
+        oracle.crashed();
+        oracle.lost_power();
+        oracle.recovered(&[], true, false);
+        let new = oracle.submit(Kind::Write, ALL, true);
+        oracle.admitted(new, 0);
+        oracle.finished(new, Outcome::Done);
+        let held = if sees_the_lost { lost } else { Version::FIRST };
+        oracle.read_ends(&token, &bytes_of(held), "late");
+    };
+    assert_eq!(judged(move |oracle| late(oracle, true)), None);
+    assert!(judged(move |oracle| late(oracle, false)).is_some_and(|complaint| complaint.contains("late")));
+}
