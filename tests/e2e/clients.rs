@@ -292,7 +292,7 @@ fn fio_verifies_what_it_wrote() {
 }
 
 /// fio at full speed on several connections until it is killed.
-fn flat_out(daemon: &Daemon, size: u64) -> Program {
+pub(crate) fn flat_out(daemon: &Daemon, size: u64) -> Program {
     Program::new("fio")
         .args(["--name=load", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--numjobs=3"])
         .args(["--time_based", "--runtime=600", "--norandommap", "--randrepeat=0"])

@@ -220,7 +220,8 @@ fn a_flush_after_a_break_fails_once() {
     let scratch = Scratch::new();
     let base = scratch.random("base", MIB, 1);
     let mut server = Server::start(Kind::Nbdkit, scratch.join("base.sock"), base);
-    let daemon = Daemon::start(&scratch);
+    let mut daemon = Daemon::start(&scratch);
+    daemon.announce("snapshot=v@");
     daemon.ok(&format!("volume add v {}", server.uri()));
     let mut client = daemon.connect("v");
     client.write(0, &[1; 512]).expect("a write");
@@ -333,12 +334,14 @@ fn originals_that_cannot_be_reached_at_start_cost_the_snapshots_not_the_volume()
     daemon.announce("cannot be kept at");
     daemon.announce("cannot be used");
     daemon.announce("cannot be reached");
+    daemon.announce("broken");
     assert_eq!(daemon.json("volume show v")["volume"]["state"], "serving");
     assert_eq!(daemon.json("snapshot show v@s")["snapshot"]["state"], "broken");
     assert_eq!(daemon.connect("v").read(0, 4096).expect("a read"), [7; 4096]);
     daemon.stop();
     server.serve();
-    let daemon = Daemon::start(&scratch);
+    let mut daemon = Daemon::start(&scratch);
+    daemon.announce("snapshot=v@s");
     daemon.ok("snapshot create t v");
     daemon.connect("v").write(0, &[8; 4096]).expect("a write");
     assert_eq!(daemon.connect("v@t").read(0, 4096).expect("a read"), [7; 4096]);

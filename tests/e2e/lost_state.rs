@@ -59,6 +59,8 @@ impl Scene {
 
     fn start(&self, announced: &[&str]) -> Daemon {
         let mut daemon = self.setting().launch();
+        // What was lost stays broken, and every start says so.
+        daemon.announce("broken");
         announced.iter().for_each(|text| daemon.announce(text));
         daemon.ready();
         daemon
@@ -106,7 +108,7 @@ fn survives(file: &str, what: &str, lose: &[(&str, Loss)]) {
         let before = read(&path);
         lose(&path);
         let left = path.exists();
-        let daemon = scene.start(&[what, "broken"]);
+        let daemon = scene.start(&[what]);
         scene.is_served_without_its_snapshots(&daemon);
         let directory = path.parent().expect("it is in a directory");
         let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
@@ -204,7 +206,7 @@ fn state_that_only_looked_right_is_set_aside_whole() {
         become_directory(&state.join(&name));
         fs::write(state.join(name).join("in-the-way"), "x").expect("it can be written");
     }
-    let daemon = scene.start(&["could not be used", "broken"]);
+    let daemon = scene.start(&["could not be used"]);
     scene.is_served_without_its_snapshots(&daemon);
     assert!(aside(&scene.volume(), "state"), "it is kept");
     daemon.stop();
@@ -228,7 +230,7 @@ fn a_foreign_cache_is_noticed_and_left_alone() {
     let foreign = bytes(fs::metadata(&cache).expect("it is there").len() as usize, 9);
     remove(&cache);
     fs::write(&cache, &foreign).expect("it can be written");
-    let daemon = scene.start(&["original cache", "broken"]);
+    let daemon = scene.start(&["original cache"]);
     scene.is_served_without_its_snapshots(&daemon);
     assert!(read(&scene.volume().join("originals.damaged-1")) == foreign, "it is somebody's");
     daemon.stop();
@@ -261,6 +263,7 @@ fn a_missing_cache_directory_costs_snapshots_only() {
 
     let mut daemon = Setting::new(&scratch.join("state")).launch();
     daemon.announce("originals of volume vol cannot be kept");
+    daemon.announce("snapshot=vol@one");
     daemon.ready();
     daemon.connect("vol").write(4096, &[6; 4096]).expect("the host goes on");
     assert_eq!(daemon.json("snapshot show vol@one")["snapshot"]["state"], "broken");
@@ -271,7 +274,8 @@ fn a_missing_cache_directory_costs_snapshots_only() {
     assert!(!fast.exists(), "nothing was made where something is to be mounted");
 
     fs::rename(scratch.join("unmounted"), &fast).expect("it can be moved");
-    let daemon = Setting::new(&scratch.join("state")).start();
+    let mut daemon = Setting::new(&scratch.join("state")).start();
+    daemon.announce("snapshot=vol@one");
     daemon.ok("snapshot delete vol@one");
     daemon.ok("snapshot create one vol");
     daemon.connect("vol").write(0, &[7; 8192]).expect("the host goes on");

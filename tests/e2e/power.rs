@@ -131,7 +131,8 @@ fn without_it_snapshots_are_broken_and_that_is_said() {
     daemon.ok("snapshot create one vol");
     assert!(!outlives(&daemon, "vol@one"));
     daemon.kill();
-    let daemon = Setting::new(&scratch.join("state")).env("TZERO_TEST_BOOT", ANOTHER_BOOT).start();
+    let mut daemon = Setting::new(&scratch.join("state")).env("TZERO_TEST_BOOT", ANOTHER_BOOT).start();
+    daemon.announce("broken");
     let shown = daemon.json("snapshot show vol@one");
     assert_eq!(shown["snapshot"]["state"], "broken", "{shown}");
     assert!(shown["snapshot"]["reason"].as_str().is_some_and(|reason| reason.contains("clean stop")), "{shown}");

@@ -120,7 +120,8 @@ fn memory_that_goes_while_the_daemon_is_down_costs_the_snapshots_that_need_it() 
     let file = memory_file(&daemon);
     daemon.kill();
     fs::remove_file(&file).expect("the file in memory");
-    let daemon = Daemon::start(&scratch);
+    let mut daemon = Daemon::start(&scratch);
+    daemon.announce("snapshot=v@old");
     let state = |name: &str| daemon.json(&format!("snapshot show v@{name}"))["snapshot"].clone();
     assert_eq!(state("old")["state"], "broken");
     assert!(state("old")["reason"].as_str().is_some_and(|why| why.contains("in memory")), "{}", state("old"));
@@ -132,11 +133,13 @@ fn memory_that_goes_while_the_daemon_is_down_costs_the_snapshots_that_need_it() 
 
     // After a clean stop they were put by, whatever became of the memory.
     fs::remove_file(&file).expect("the file in memory");
-    let daemon = Daemon::start(&scratch);
+    let mut daemon = Daemon::start(&scratch);
+    daemon.announce("snapshot=v@old");
     assert_eq!(daemon.json("snapshot show v@new")["snapshot"]["state"], "live");
     assert!(daemon.contents("v@new") == now);
     daemon.kill();
-    let daemon = Daemon::start(&scratch);
+    let mut daemon = Daemon::start(&scratch);
+    daemon.announce("snapshot=v@old");
     assert!(daemon.contents("v@new") == now);
     for name in ["old", "new"] {
         daemon.ok(&format!("snapshot delete v@{name}"));

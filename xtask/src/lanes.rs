@@ -30,6 +30,11 @@ const LANES: &[Lane] = &[
         shows: "many rounds of eight snapshots under load, random ones deleted, others drained",
     },
     Lane {
+        name: "modes",
+        filter: "test(/^modes::lane::/)",
+        shows: "every mode and boundary under fio flat out, and that an outboard base alone is no time zero",
+    },
+    Lane {
         name: "kill",
         filter: "test(/^kill::lane::/)",
         shows: "200 kills of the daemon at its crash points and at random, snapshots standing and writers on",

@@ -34,7 +34,7 @@ use crate::service::Daemon;
 use crate::signals::Signals;
 use crate::threads::{DataThreads, off_thread};
 use crate::volumes::{LiesOn, Volumes};
-use crate::{control, movers, notify, shrinking};
+use crate::{control, movers, notify, watch};
 
 /// How long requests in flight have to end, and once more for their answers.
 const GRACE: Duration = Duration::from_secs(2);
@@ -179,7 +179,7 @@ async fn start(
         listening.push(listener::listen(&address, &daemon.threads, server).await?);
     }
     let _ = daemon.volumes.listening.set(listening);
-    tokio::spawn(shrinking::watch(Arc::clone(&daemon.volumes)));
+    tokio::spawn(watch::watch(Arc::clone(&daemon.volumes)));
     let answering = tokio::spawn(control::serve(control, Arc::clone(daemon)));
     tracing::info!(state = %daemon.paths.root().display(), nbd = ?daemon.addresses(), "ready");
     Ok(answering)

@@ -10,6 +10,7 @@ mod address;
 mod attempts;
 mod backups;
 mod base;
+mod breaks;
 mod cache_device;
 mod cache_file;
 mod claim;
@@ -55,6 +56,7 @@ mod threads;
 mod tiers;
 mod volume;
 mod volumes;
+mod watch;
 mod words;
 
 const _: () = assert!(tzero_api::control::MOST_COMPONENTS == tzero_originals::Components::MOST);

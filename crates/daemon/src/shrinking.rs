@@ -5,17 +5,11 @@
 //! there stay; the system gives them errors for what is lost. It is on record at once, and however the daemon ends, the next start
 //! refuses the base or breaks the snapshots.
 
-use std::sync::Arc;
-
-use tokio::time::{MissedTickBehavior, interval};
 use tzero_api::Place;
 
-use crate::filling::STEP;
 use crate::identity::{CleanStop, size_of};
 use crate::refusal::Refusal;
-use crate::threads::off_thread;
 use crate::volume::{Serving, Volume};
-use crate::volumes::Volumes;
 
 /// A component that lost its end.
 #[derive(Clone, Debug)]
@@ -54,16 +48,5 @@ impl Volume {
         if let Err(error) = self.directory.record_clean_stop(Some(&CleanStop::of_loss())) {
             tracing::error!(volume = %self.name, "that the base was cut cannot be recorded: {error}");
         }
-    }
-}
-
-/// Looks at all bases for as long as the daemon runs.
-pub(crate) async fn watch(volumes: Arc<Volumes>) {
-    let mut again = interval(STEP);
-    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        again.tick().await;
-        let all = volumes.all();
-        off_thread(move || all.iter().for_each(|volume| volume.look_at_base())).await;
     }
 }

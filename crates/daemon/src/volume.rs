@@ -25,6 +25,7 @@ use tzero_engine::{SnapshotInfo, SnapshotState};
 use tzero_originals::SnapshotId;
 
 use crate::base::{OpenBase, Patience};
+use crate::breaks::Told;
 use crate::claim;
 use crate::dormant;
 use crate::filling::Filling;
@@ -75,6 +76,8 @@ pub(crate) struct Serving {
     pub(crate) filling: Arc<Filling>,
     /// What is missing of the base since it was found to have lost a part.
     pub(crate) lost: OnceLock<Cut>,
+    /// Which broken snapshots the log has.
+    pub(crate) told: Told,
     /// Why no snapshot can be taken, where that is so.
     no_room: Option<Box<str>>,
     pub(crate) notices: Vec<String>,
@@ -145,10 +148,10 @@ impl Volume {
         notices.extend(more);
         let filling = Arc::default();
         let maintenance = Maintenance::start(threads, &engine, &filling);
-        let (lost, no_room) = (OnceLock::new(), ready.no_room);
+        let (lost, no_room, told) = (OnceLock::new(), ready.no_room, Told::default());
         let memory_bytes = ready.options.first_tier.bytes;
         let tiers = Tiers { memory: ready.memory, memory_bytes, store: ready.store, place, limit };
-        let serving = Box::new(Serving { engine, base, tiers, filling, lost, no_room, notices, maintenance });
+        let serving = Box::new(Serving { engine, base, tiers, filling, lost, told, no_room, notices, maintenance });
         Ok(Self::new(record.name.clone(), Some(record), directory, Condition::Serving(serving)))
     }
 
@@ -297,6 +300,8 @@ impl Volume {
         if self.host_sessions.load(Ordering::Acquire) > 0 {
             return Err(Refusal::StillRunning(self.name.clone()));
         }
+        let theirs = Arc::clone(self);
+        off_thread(move || theirs.tell_of_breaks()).await;
         let failed = |source| Refusal::Close { volume: self.name.clone(), source };
         let engine = Arc::clone(&serving.engine);
         self.hear_of_losses(threads).await;
