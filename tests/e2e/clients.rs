@@ -291,10 +291,10 @@ fn fio_verifies_what_it_wrote() {
     assert!(read_at(&base, 0, SIZE as usize).iter().any(|byte| *byte != 0), "fio wrote");
 }
 
-/// fio at full speed on several connections until it is killed.
+/// fio at full speed on several connections until it is killed; in threads, so that all of it is.
 pub(crate) fn flat_out(daemon: &Daemon, size: u64) -> Program {
     Program::new("fio")
-        .args(["--name=load", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--numjobs=3"])
+        .args(["--name=load", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--numjobs=3", "--thread"])
         .args(["--time_based", "--runtime=600", "--norandommap", "--randrepeat=0"])
         .arg(format!("--size={size}"))
         .arg(format!("--uri={}", daemon.uri("vol")))

@@ -389,6 +389,7 @@ fn what_gives_when_the_cache_is_full() {
 mod lane {
     use e2e::daemon::Setting;
     use e2e::scratch::{assert_same, copy};
+    use e2e::waiting::until;
     use rustix::process::Signal;
 
     use super::*;
@@ -418,13 +419,14 @@ mod lane {
             let copied = daemon.backup(&[&["vol@s", "--json", "--to", &image][..], options].concat()).run();
             copied.exited(0);
             assert!(!load.has_ended(), "{shape:?}, {name}: fio met an error: {}", load.stderr());
-            load.signal(Signal::KILL);
             drop(load);
             assert_same(&to, &reference);
             let record = &result(&copied)["copy"];
             eprintln!("{shape:?}, {name}: time zero, {} bytes of originals", record["bytes_changed"]);
             fs::remove_file(&to).expect("the copy can be removed");
             daemon.ok("snapshot delete vol@s");
+            // What fio has sent may still be on its way in.
+            until(|| daemon.json("volume show vol")["volume"]["connections"] == 0);
             fs::write(&reference, daemon.contents("vol")).expect("the reference can be written");
         }
         fuzzy(shape, &scratch, &daemon, &reference, size);

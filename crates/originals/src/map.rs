@@ -192,7 +192,7 @@ impl<M: Mapping> ModifiedMap<M> {
         let ring_words = mapping.load(WORD_RING);
         let map = Self { ring_words, components, mapping };
         let ring_fits = ring_words.is_power_of_two() && RING_WORDS.contains(&ring_words);
-        if !ring_fits || map.capacity() == 0 || map.capacity() > MOST_ENTRIES {
+        if !ring_fits || map.stated_capacity() == 0 || map.stated_capacity() > MOST_ENTRIES {
             return Err(MapError::Format);
         }
         map.follow_growth().map_err(|_| MapError::Format)?;
@@ -217,8 +217,14 @@ impl<M: Mapping> ModifiedMap<M> {
         &self.components
     }
 
-    /// How many positions there are.
+    /// How many positions there are, as far as growth by the writer has been followed. What was published before that lies in them: the file
+    /// grows first, then the header says so, then a new position is used.
     pub fn capacity(&self) -> u64 {
+        let reached = self.mapping.len().saturating_sub(self.at(0)) / ENTRY_BYTES;
+        self.stated_capacity().min(reached)
+    }
+
+    fn stated_capacity(&self) -> u64 {
         self.mapping.load(WORD_CAPACITY)
     }
 
@@ -322,7 +328,7 @@ impl<M: Mapping> ModifiedMap<M> {
     /// # Errors
     /// When the file is shorter than its header says.
     pub fn follow_growth(&self) -> io::Result<()> {
-        let needed = self.at(self.capacity());
+        let needed = self.at(self.stated_capacity());
         if self.mapping.len() < needed { self.mapping.grow(needed) } else { Ok(()) }
     }
 

@@ -123,6 +123,29 @@ fn run(test: impl AsyncFnOnce()) {
 }
 
 #[test]
+fn growth_that_a_reader_has_not_followed_is_not_looked_at() {
+    run(async || {
+        let fixture = Fixture::new();
+        let map = || {
+            let file = File::open(fixture.directory.path().join("map")).unwrap();
+            ModifiedMap::open(MappedFile::from_file(file, false).unwrap()).unwrap()
+        };
+        let (reader, before) = (map(), map().capacity());
+        for grain in 0..=before {
+            fixture.save(grain, 7, 1).await;
+        }
+        let grown = map().capacity();
+        assert!(grown > before);
+        // The header says more than this reader has mapped: every look at the map goes as far as the mapping does.
+        assert_eq!((reader.capacity(), reader.scan().0.len() as u64), (before, before));
+        assert_eq!(reader.entry(before as u32), None);
+        reader.follow_growth().unwrap();
+        assert_eq!((reader.capacity(), reader.scan().0.len() as u64), (grown, before + 1));
+        assert!(reader.entry(before as u32).is_some());
+    });
+}
+
+#[test]
 fn a_reader_follows_the_ring_growth_and_reuse() {
     run(async || {
         let fixture = Fixture::new();

@@ -19,6 +19,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tzero_io::{Mapping, Storage};
@@ -104,9 +105,10 @@ pub struct StorageHandle {
     process: Process,
 }
 
-/// A process's mapping of one file.
+/// A process's mapping of one file: of as much as the file had when it was mapped, or grown through it, last.
 pub struct WordsHandle {
     file: Arc<Mutex<File>>,
+    mapped: AtomicUsize,
     directory: Directory,
     process: Process,
 }
@@ -220,7 +222,8 @@ impl StorageHandle {
     /// Maps a file that must be there, as a process does that was passed its descriptor.
     pub fn attach(&self, name: &str) -> Option<WordsHandle> {
         let file = self.directory.state().files.get(name).map(Arc::clone)?;
-        Some(WordsHandle { file, directory: self.directory.clone(), process: self.process })
+        let mapped = locked(&file).words.len().into();
+        Some(WordsHandle { file, mapped, directory: self.directory.clone(), process: self.process })
     }
 }
 
@@ -302,11 +305,15 @@ fn words(len: u64) -> usize {
 }
 
 impl WordsHandle {
+    fn mapped(&self) -> usize {
+        self.mapped.load(Ordering::Relaxed)
+    }
+
     fn put(&self, offset: u64, word: u64, publish: bool) -> io::Result<()> {
         self.directory.suffer(StorageCall::Store)?;
         let doomed = moment(self.process, Crash::Store);
         let mut file = locked(&self.file);
-        let old = file.words[index(offset, file.words.len())];
+        let old = file.words[index(offset, self.mapped())];
         if doomed {
             file.doomed.insert((self.process, offset), word);
             return Ok(());
@@ -336,12 +343,12 @@ fn index(offset: u64, len: usize) -> usize {
 
 impl Mapping for WordsHandle {
     fn len(&self) -> u64 {
-        locked(&self.file).words.len() as u64 * 8
+        self.mapped() as u64 * 8
     }
 
     fn load(&self, offset: u64) -> u64 {
         let file = locked(&self.file);
-        let word = file.words[index(offset, file.words.len())];
+        let word = file.words[index(offset, self.mapped())];
         if let Some(own) = file.doomed.get(&(self.process, offset)) {
             return *own;
         }
@@ -363,6 +370,7 @@ impl Mapping for WordsHandle {
 
     fn grow(&self, len: u64) -> io::Result<()> {
         if words(len) <= locked(&self.file).words.len() {
+            self.mapped.fetch_max(words(len), Ordering::Relaxed);
             return Ok(());
         }
         self.directory.suffer(StorageCall::Grow)?;
@@ -373,6 +381,7 @@ impl Mapping for WordsHandle {
         file.words.resize(words(len), 0);
         file.unsynced.grew(words(len));
         drop(file);
+        self.mapped.store(words(len), Ordering::Relaxed);
         moment(self.process, Crash::Store);
         Ok(())
     }
