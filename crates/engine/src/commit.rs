@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tzero_block::{BlockDevice, Error};
 use tzero_io::{Buffer, Notify, together};
-use tzero_originals::{BrokenReason, Epoch, GrainIndex, Located, Payload, Reservation, Reserved, Sequence};
+use tzero_originals::{BrokenReason, Epoch, GrainIndex, Located, Original, Reservation, Reserved, Sequence};
 
 use crate::first::within;
 use crate::platform::Platform;
@@ -44,7 +44,7 @@ pub(crate) type Published = Vec<(GrainIndex, Located, Sequence)>;
 /// Originals of one save that are to be durable.
 pub(crate) struct Saving {
     pub(crate) tag: Epoch,
-    pub(crate) lines: Vec<(GrainIndex, Payload)>,
+    pub(crate) lines: Vec<Original>,
     state: Mutex<State>,
 }
 
@@ -73,7 +73,7 @@ pub(crate) struct Commits {
 impl Saving {
     pub(crate) fn new(
         tag: Epoch,
-        lines: Vec<(GrainIndex, Payload)>,
+        lines: Vec<Original>,
         reservation: Reservation,
         payloads: Vec<(u64, Buffer)>,
     ) -> Arc<Self> {

@@ -125,7 +125,7 @@ impl<P: Platform> Volume<P> {
 
     /// Flushes the base for a snapshot, once its straddlers have landed.
     async fn flush_for(&self, snapshot: &Arc<Snapshot>) {
-        self.admission.landed(ByteRange::new(0, self.grains.size()), snapshot.epoch).await;
+        self.admission.landed(ByteRange::new(0, self.grains().size()), snapshot.epoch).await;
         self.platform.point(Point::ConfirmLanded).await;
         let covered = self.landed_snapshots();
         if !covered.is_empty() {

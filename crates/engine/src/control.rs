@@ -75,7 +75,7 @@ impl<P: Platform> Volume<P> {
             return Err(SnapshotError::Name);
         }
         let scope = match scope {
-            Some(ranges) => Some(scope::checked(ranges, self.grains.size()).ok_or(SnapshotError::Scope)?),
+            Some(ranges) => Some(scope::checked(ranges, self.grains().size()).ok_or(SnapshotError::Scope)?),
             None => None,
         };
         let id = SnapshotId(self.platform.random_id());
@@ -116,8 +116,13 @@ impl<P: Platform> Volume<P> {
         kind: SnapshotKind,
         scope: Option<RangeSet>,
     ) -> Result<Arc<Snapshot>, SnapshotError> {
-        let outside = scope.as_ref().map(|scope| scope::outside(scope, self.grains)).unwrap_or_default();
+        let leaves_out = |cut| scope.as_ref().map(|scope| scope::outside(scope, cut)).unwrap_or_default();
+        let (mut cut, mut outside) = (self.grains(), leaves_out(self.grains()));
         let claims = self.lock();
+        if self.grains() != cut {
+            // It has grown meanwhile, which is rare: nobody's pause counts on that.
+            (cut, outside) = (self.grains(), leaves_out(self.grains()));
+        }
         let begun = self.platform.monotonic_ns();
         let all = self.snapshots.all();
         if all.iter().any(|snapshot| snapshot.name == name) {
@@ -133,7 +138,7 @@ impl<P: Platform> Volume<P> {
             epoch,
             created_ns: self.platform.wall_ns(),
             pause_ns: 0,
-            size: self.grains.size(),
+            size: cut.size(),
             originals: kind.originals,
             private: kind.private,
             scoped: scope.is_some(),
@@ -173,9 +178,10 @@ impl<P: Platform> Volume<P> {
             return Ok(());
         }
         let mut missing = Vec::new();
+        let cut = self.grains_of(&snapshot);
         for range in ranges {
-            let grains = self.grains.covered(*range);
-            let whole = self.grains.range_of(&grains);
+            let grains = cut.covered(*range);
+            let whole = cut.range_of(&grains);
             missing.extend(snapshot.released.read().expect("nothing panics under this lock").missing(whole));
         }
         if missing.is_empty() {
@@ -198,7 +204,7 @@ impl<P: Platform> Volume<P> {
     async fn release_range(&self, snapshot: &Snapshot, range: ByteRange) {
         self.platform.point(Point::Capture).await;
         snapshot.released.write().expect("nothing panics under this lock").insert(range);
-        let grains = self.grains.covered(range);
+        let grains = self.grains_of(snapshot).covered(range);
         for piece in pieces(&grains) {
             self.clear_released(piece);
             yield_now().await;
@@ -214,7 +220,7 @@ impl<P: Platform> Volume<P> {
     /// Clears the bits of grains that one snapshot has released, unless another needs them.
     fn clear_released(&self, grains: Range<u64>) {
         let _claims = self.lock();
-        if self.snapshots.none_needs_any(self.grains.range_of(&grains)) {
+        if self.snapshots.none_needs_any(self.grains().range_of(&grains)) {
             self.pending.clear_all(grains.clone());
             grains.for_each(|grain| self.platform.observe(Event::BitCleared { grain: GrainIndex(grain) }));
             return;

@@ -61,7 +61,7 @@ impl<P: Platform> HostSession<P> {
     async fn prepare(&self, range: ByteRange, spare_holes: bool) -> Result<Ticket<'_>, ExportError> {
         let volume = &self.volume;
         if volume.platform.planted(Planted::BitsTestedBeforeRegistering) {
-            let pending = volume.pending.any(volume.grains.touched(range));
+            let pending = volume.pending.any(volume.grains().touched(range));
             volume.platform.point(Point::Arrived).await;
             let ticket = self.admit(range).await;
             if pending {
@@ -71,7 +71,7 @@ impl<P: Platform> HostSession<P> {
         }
         let ticket = self.admit(range).await;
         volume.platform.point(Point::Admitted).await;
-        if volume.pending.any(volume.grains.touched(range)) {
+        if volume.pending.any(volume.grains().touched(range)) {
             let spared = if spare_holes { volume.holes(range, ticket.tag()).await } else { Vec::new() };
             volume.save(range, ticket.tag(), &spared).await.map_err(|MustFail| ExportError::NoSpace)?;
         }
@@ -153,7 +153,7 @@ impl<P: Platform> Volume<P> {
     async fn holes(&self, range: ByteRange, tag: Epoch) -> Vec<Range<u64>> {
         self.admission.landed(range, tag).await;
         let Ok(extents) = self.base.extents(range).await else { return Vec::new() };
-        let holes = extents.iter().filter(|extent| extent.hole).map(|extent| self.grains.covered(extent.range));
+        let holes = extents.iter().filter(|extent| extent.hole).map(|extent| self.grains().covered(extent.range));
         let holes: Vec<_> = holes.filter(|grains| !grains.is_empty()).collect();
         if !holes.is_empty() {
             self.platform.observe(Event::HoleLeft);
@@ -169,7 +169,7 @@ impl<P: Platform> Volume<P> {
         if self.platform.planted(Planted::TrimNotHeldBack) {
             return vec![range];
         }
-        let touched = self.grains.touched(range);
+        let touched = self.grains().touched(range);
         let mut held_back = Vec::new();
         let mut next = touched.start;
         while let Some(rest) = self.hold_back(next..touched.end, tag, &mut held_back) {
@@ -183,7 +183,7 @@ impl<P: Platform> Volume<P> {
         let mut start = range.start();
         for run in held_back {
             let held =
-                self.grains.range(GrainIndex(run.start)).start()..self.grains.range(GrainIndex(run.end - 1)).end();
+                self.grains().range(GrainIndex(run.start)).start()..self.grains().range(GrainIndex(run.end - 1)).end();
             if start < held.start {
                 free.push(ByteRange::between(start, held.start));
             }
@@ -205,12 +205,12 @@ impl<P: Platform> Volume<P> {
             let pending = claims.contains(&grain)
                 || self.pending.test_filled(grain, false)
                     && self.snapshots.any_needing(
-                        self.grains,
+                        self.grains(),
                         GrainIndex(grain),
                         self.originals.newest(GrainIndex(grain)),
                         tag,
                     )
-                || self.admission.straddles(self.grains.range(GrainIndex(grain)), tag);
+                || self.admission.straddles(self.grains().range(GrainIndex(grain)), tag);
             match held_back.last_mut() {
                 _ if !pending => {}
                 Some(last) if last.end == grain => last.end = grain + 1,

@@ -150,7 +150,7 @@ impl<P: Platform> Volume<P> {
                     // Somebody was faster: its record's slot may be another's by now.
                     return Room::Try;
                 }
-                self.mark(&victim, BrokenReason::CacheFull, self.grains.range(grains[0]).start());
+                self.mark(&victim, BrokenReason::CacheFull, self.grains().range(grains[0]).start());
             }
             self.break_marked(std::slice::from_ref(&victim)).await;
             self.platform.point(Point::Broken).await;
@@ -197,7 +197,7 @@ impl<P: Platform> Volume<P> {
         let mut all: BTreeMap<Epoch, Arc<Snapshot>> = BTreeMap::new();
         for grain in grains {
             let newest = self.originals.newest(*grain);
-            let needing = self.snapshots.needing(self.grains, *grain, newest, tag);
+            let needing = self.snapshots.needing(self.grains(), *grain, newest, tag);
             all.extend(needing.into_iter().map(|snapshot| (snapshot.epoch, snapshot)));
         }
         all.into_values().collect()
@@ -262,9 +262,9 @@ impl<P: Platform> Volume<P> {
             let mut resolving = snapshots[first..]
                 .iter()
                 .take_while(|snapshot| snapshot.epoch <= entry.tag)
-                .filter(|snapshot| snapshot.needs(self.grains, *grain));
+                .filter(|snapshot| snapshot.needs(self.grains(), *grain));
             if let (Some(only), None) = (resolving.next(), resolving.next()) {
-                *unique.entry(only.id).or_default() += self.grains.grain();
+                *unique.entry(only.id).or_default() += self.grains().grain();
             }
         }
     }

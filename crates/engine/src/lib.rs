@@ -16,6 +16,7 @@ mod platform;
 mod points;
 mod rebuild;
 mod recovery;
+mod resize;
 mod reuse;
 mod save;
 mod scope;

@@ -7,46 +7,103 @@
 //! 1. A clear bit in a chunk whose stamp is current: no snapshot needs the grain from the base.
 //! 2. Arming costs one store: it makes every chunk stale, and a stale chunk counts as all pending until it is
 //!    filled.
-//! 3. Filling, clearing and arming happen under the volume's lock, testing does not.
+//! 3. Filling, clearing, arming and growing happen under the volume's lock, testing does not.
+//! 4. Grains that a growth adds are pending for no snapshot that stands, and for the next one, as all are. Bits never move: a growth adds a
+//!    segment of chunks behind those that are there.
 //!
-//! | | test | fill | clear | arm |
-//! |---|---|---|---|---|
-//! | **test** | | bits first, stamp last | a bit seen set costs a look, no more | before the epoch starts: a request of the new epoch sees it |
-//! | **fill, clear, arm** | | lock | lock | lock |
+//! | | test | fill | clear | arm | grow |
+//! |---|---|---|---|---|---|
+//! | **test** | | bits first, stamp last | a bit seen set costs a look, no more | before the epoch starts: a request of the new epoch sees it | before anybody hears of the new size: who asks for a grain has one |
+//! | **fill, clear, arm, grow** | | lock | lock | lock | lock |
 
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Grains of a chunk.
 const CHUNK: u64 = 4096;
-const WORDS_PER_CHUNK: u64 = CHUNK / 64;
+const WORDS: usize = (CHUNK / 64) as usize;
+/// Most segments. Each further one is at least a quarter as long as all before it, so that more than these would be more grains than there
+/// are bytes.
+const SEGMENTS: usize = 160;
+
+/// Bits of neighbouring grains that are armed together.
+struct Chunk {
+    stamp: AtomicU64,
+    words: [AtomicU64; WORDS],
+}
+
+impl Chunk {
+    fn new(stamp: u64) -> Self {
+        Self { stamp: AtomicU64::new(stamp), words: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+/// Chunks that came with one growth.
+struct Segment {
+    /// The number of its first chunk.
+    start: u64,
+    chunks: Box<[Chunk]>,
+}
+
+impl Segment {
+    fn new(chunks: Range<u64>, stamp: u64) -> Self {
+        Self { start: chunks.start, chunks: chunks.map(|_| Chunk::new(stamp)).collect() }
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.chunks.len() as u64
+    }
+
+    fn chunk(&self, chunk: u64) -> Option<&Chunk> {
+        self.chunks.get(usize::try_from(chunk.checked_sub(self.start)?).ok()?)
+    }
+}
 
 /// One bit for each grain of a volume.
 pub(crate) struct Pending {
-    count: u64,
-    words: Box<[AtomicU64]>,
-    stamps: Box<[AtomicU64]>,
+    /// Under the volume's lock.
+    count: AtomicU64,
+    first: Segment,
+    further: Box<[OnceLock<Segment>; SEGMENTS]>,
     /// Stamp of the newest arming.
     armed: AtomicU64,
     /// No snapshot stands: nothing is pending, whatever the bits say.
     idle: AtomicBool,
 }
 
-fn zeroes(count: u64) -> Box<[AtomicU64]> {
-    (0..count).map(|_| AtomicU64::new(0)).collect()
-}
-
 impl Pending {
     /// Nothing is pending in `count` grains.
     pub(crate) fn new(count: u64) -> Self {
-        let chunks = count.div_ceil(CHUNK);
         Self {
-            count,
-            words: zeroes(chunks * WORDS_PER_CHUNK),
-            stamps: zeroes(chunks),
+            count: AtomicU64::new(count),
+            first: Segment::new(0..count.div_ceil(CHUNK), 0),
+            further: Box::new([const { OnceLock::new() }; SEGMENTS]),
             armed: AtomicU64::new(0),
             idle: AtomicBool::new(true),
         }
+    }
+
+    /// Bits for more grains, which are pending for nobody. Under the volume's lock, before anybody hears of the new grains.
+    pub(crate) fn grow(&self, count: u64) {
+        let needed = count.div_ceil(CHUNK);
+        let known = self.further.iter().map_while(OnceLock::get);
+        let end = known.last().map_or(self.first.end(), Segment::end);
+        if needed > end {
+            let armed = self.armed.load(Ordering::Acquire);
+            let place = self.further.iter().find(|place| place.get().is_none());
+            let segment = Segment::new(end..needed.max(end + end / 4), armed);
+            let taken = place.is_some_and(|place| place.set(segment).is_ok());
+            assert!(taken, "there is always a place for one more");
+        }
+        self.count.store(count, Ordering::Release);
+    }
+
+    /// The chunk of a grain that the volume has.
+    fn chunk_of(&self, grain: u64) -> &Chunk {
+        let chunk = grain / CHUNK;
+        let further = || self.further.iter().map_while(OnceLock::get).find_map(|segment| segment.chunk(chunk));
+        self.first.chunk(chunk).or_else(further).expect("nobody asks for grains that the volume does not have")
     }
 
     /// Whether a grain of the range may be pending.
@@ -63,15 +120,19 @@ impl Pending {
         let armed = self.armed.load(Ordering::Acquire);
         let mut at = grains.start;
         while at < grains.end {
-            if self.stamps[(at / CHUNK) as usize].load(Ordering::Acquire) != armed {
+            let chunk = self.chunk_of(at);
+            if chunk.stamp.load(Ordering::Acquire) != armed {
                 return Some(at);
             }
-            let end = (at / 64 * 64 + 64).min(grains.end);
-            let set = self.words[(at / 64) as usize].load(Ordering::Acquire) & mask(at, end);
-            if set != 0 {
-                return Some(at / 64 * 64 + u64::from(set.trailing_zeros()));
+            let last = (at / CHUNK * CHUNK + CHUNK).min(grains.end);
+            while at < last {
+                let end = (at / 64 * 64 + 64).min(last);
+                let set = chunk.words[word_of(at)].load(Ordering::Acquire) & mask(at, end);
+                if set != 0 {
+                    return Some(at / 64 * 64 + u64::from(set.trailing_zeros()));
+                }
+                at = end;
             }
-            at = end;
         }
         None
     }
@@ -81,13 +142,13 @@ impl Pending {
         if self.idle.load(Ordering::Acquire) {
             return false;
         }
-        self.fill(grain / CHUNK, forget_last);
-        self.words[(grain / 64) as usize].load(Ordering::Acquire) & 1 << (grain % 64) != 0
+        self.fill(grain, forget_last);
+        self.chunk_of(grain).words[word_of(grain)].load(Ordering::Acquire) & 1 << (grain % 64) != 0
     }
 
     /// Clears a bit. Under the volume's lock, by a decision made under the same hold of it.
     pub(crate) fn clear(&self, grain: u64) {
-        self.words[(grain / 64) as usize].fetch_and(!(1 << (grain % 64)), Ordering::Release);
+        self.chunk_of(grain).words[word_of(grain)].fetch_and(!(1 << (grain % 64)), Ordering::Release);
     }
 
     /// Clears the bits of a range, as by [`Self::clear`] for each.
@@ -95,10 +156,10 @@ impl Pending {
         let mut at = grains.start;
         while at < grains.end {
             if at.is_multiple_of(CHUNK) || at == grains.start {
-                self.fill(at / CHUNK, false);
+                self.fill(at, false);
             }
             let end = (at / 64 * 64 + 64).min(grains.end);
-            self.words[(at / 64) as usize].fetch_and(!mask(at, end), Ordering::Release);
+            self.chunk_of(at).words[word_of(at)].fetch_and(!mask(at, end), Ordering::Release);
             at = end;
         }
     }
@@ -114,20 +175,25 @@ impl Pending {
         self.idle.store(true, Ordering::Release);
     }
 
-    /// `forget_last` is the planted fault that leaves out the last grain.
-    fn fill(&self, chunk: u64, forget_last: bool) {
+    /// Fills the chunk of a grain. `forget_last` is the planted fault that leaves out the last grain.
+    fn fill(&self, grain: u64, forget_last: bool) {
         let armed = self.armed.load(Ordering::Acquire);
-        let stamp = &self.stamps[chunk as usize];
-        if stamp.load(Ordering::Acquire) == armed {
+        let chunk = self.chunk_of(grain);
+        if chunk.stamp.load(Ordering::Acquire) == armed {
             return;
         }
-        let end = if forget_last { self.count - 1 } else { self.count };
-        for word in chunk * WORDS_PER_CHUNK..(chunk + 1) * WORDS_PER_CHUNK {
-            let bits = mask_within(word * 64, end);
-            self.words[word as usize].store(bits, Ordering::Release);
+        let count = self.count.load(Ordering::Acquire);
+        let end = if forget_last { count - 1 } else { count };
+        for (start, word) in (grain / CHUNK * CHUNK..).step_by(64).zip(&chunk.words) {
+            word.store(mask_within(start, end), Ordering::Release);
         }
-        stamp.store(armed, Ordering::Release);
+        chunk.stamp.store(armed, Ordering::Release);
     }
+}
+
+/// Where in its chunk the word of a grain is.
+fn word_of(grain: u64) -> usize {
+    (grain % CHUNK / 64) as usize
 }
 
 /// Bits of the grains `from .. to`, which lie in one word.
@@ -167,5 +233,32 @@ mod tests {
         assert_eq!(pending.first(4_000..9_000), None);
         pending.disarm();
         assert!(!pending.any(0..10_000));
+    }
+
+    #[test]
+    fn grains_that_are_added_are_pending_for_whoever_comes_next() {
+        let pending = Pending::new(10);
+        pending.arm();
+        assert!(pending.test_filled(9, false));
+        let mut count = 10;
+        for more in [11, 4096, 4097, 50_000, 50_001, 3_000_000] {
+            pending.grow(more);
+            // The chunk of the old end may be stale; what is filled says only what is there.
+            for grain in [count, more - 1].into_iter().filter(|grain| grain / CHUNK > (count - 1) / CHUNK) {
+                assert_eq!(pending.first(grain..grain + 1), None, "{grain} of {more}");
+            }
+            assert!(pending.any(0..more), "the old ones stay");
+            pending.arm();
+            for grain in std::collections::BTreeSet::from([0, count, more / 2, more - 1]) {
+                assert!(pending.any(grain..grain + 1) && pending.test_filled(grain, false), "{grain} of {more}");
+                pending.clear(grain);
+                assert!(!pending.any(grain..grain + 1));
+            }
+            count = more;
+        }
+        pending.clear_all(0..count);
+        assert_eq!(pending.first(0..count), None);
+        pending.grow(count + 1);
+        assert_eq!(pending.first(0..count + 1), None, "the last chunk is filled, and its new grain is nobody's");
     }
 }

@@ -245,6 +245,13 @@ pub enum Event {
         /// Its tag.
         tag: Epoch,
     },
+    /// The volume is longer from here on.
+    Grown {
+        /// Bytes before,
+        from: u64,
+        /// and now.
+        to: u64,
+    },
     /// A snapshot stands from here on.
     Armed {
         /// Its epoch.

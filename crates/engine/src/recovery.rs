@@ -142,7 +142,8 @@ impl<P: Platform> Volume<P> {
             storage,
             name: options.name,
             boot_id: options.boot_id,
-            grains,
+            cut: grains,
+            size: AtomicU64::new(grains.size()),
             table,
             originals,
             snapshots,
@@ -239,7 +240,7 @@ fn load_ranges<S: Storage>(
     lost: bool,
 ) -> std::io::Result<(RangeSet, Option<RangeSet>, RangeSet)> {
     let scope = if record.scoped { Some(scope::load(storage, record.id)?) } else { None };
-    let outside = scope.as_ref().map(|scope| scope::outside(scope, grains)).unwrap_or_default();
+    let outside = scope.as_ref().map(|scope| scope::outside(scope, grains.over(record.size))).unwrap_or_default();
     let name = released_name(record.id);
     let released = if record.originals == Originals::Release && storage.exists(&name)? {
         let log = RangeLog::open_or_create(storage, &name)?;

@@ -92,8 +92,8 @@ impl<P: Platform> Volume<P> {
         if snapshot.originals == Originals::Keep {
             return Ok(());
         }
-        for grain in ranges.iter().flat_map(|range| self.grains.covered(*range)).map(GrainIndex) {
-            let needed = snapshot.needs(self.grains, grain);
+        for grain in ranges.iter().flat_map(|range| self.grains_of(&snapshot).covered(*range)).map(GrainIndex) {
+            let needed = snapshot.needs(self.grains(), grain);
             if needed && self.originals.mark_read(grain, snapshot.epoch).map_err(SnapshotError::State)? {
                 self.delivered.push(id, grain);
             }
@@ -109,7 +109,7 @@ impl<P: Platform> Volume<P> {
             by_snapshot.entry(*id).or_default().push(*grain);
         }
         for (id, grains) in by_snapshot {
-            let ranges: Vec<ByteRange> = grains.iter().map(|grain| self.grains.range(*grain)).collect();
+            let ranges: Vec<ByteRange> = grains.iter().map(|grain| self.grains().range(*grain)).collect();
             // A snapshot that is gone meanwhile has freed them itself; where it cannot be recorded they stay.
             if self.release(id, &ranges).await.is_ok() {
                 grains.iter().for_each(|grain| self.platform.observe(Event::ReadReleased { grain: *grain }));

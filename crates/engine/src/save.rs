@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Buffer, is_zero, yield_now};
-use tzero_originals::{BrokenReason, CacheError, Epoch, GrainIndex, Payload, Reservation};
+use tzero_originals::{BrokenReason, CacheError, Epoch, GrainIndex, Grains, Original, Payload, Reservation};
 
 use crate::commit::{Published, Saving, cut_out};
 use crate::first::within;
@@ -76,7 +76,7 @@ impl<P: Platform> Volume<P> {
             if self.pressure().nearly_full {
                 return piece.start();
             }
-            let pending = self.pending.any(self.grains.touched(piece));
+            let pending = self.pending.any(self.grains().touched(piece));
             // It has no reason to fail: only a change is told that it must.
             if pending && self.save_for(Cause::Ahead, piece, tag, &[]).await.is_err() {
                 return piece.start();
@@ -93,7 +93,7 @@ impl<P: Platform> Volume<P> {
         tag: Epoch,
         spared: &[Range<u64>],
     ) -> Result<(), MustFail> {
-        let touched = self.grains.touched(range);
+        let touched = self.grains().touched(range);
         let mut next = touched.start;
         while next < touched.end {
             match self.collect(next, touched.end, tag, spared) {
@@ -119,7 +119,7 @@ impl<P: Platform> Volume<P> {
     }
 
     fn collect(&self, from: u64, end: u64, tag: Epoch, spared: &[Range<u64>]) -> Collected {
-        let most = (MOST_BYTES / self.grains.grain()).max(1) as usize;
+        let most = (MOST_BYTES / self.grains().grain()).max(1) as usize;
         let forget = self.platform.planted(Planted::LastGrainForgotten);
         let mut claims = self.lock();
         let mut grains = Vec::new();
@@ -167,7 +167,7 @@ impl<P: Platform> Volume<P> {
     }
 
     fn blocked(&self, claims: &BTreeSet<u64>, grain: u64, tag: Epoch) -> Option<Event> {
-        let range = self.grains.range(GrainIndex(grain));
+        let range = self.grains().range(GrainIndex(grain));
         if claims.contains(&grain) && !self.platform.planted(Planted::SecondWriterDoesNotWait) {
             return Some(Event::WaitedForSave { grain: GrainIndex(grain) });
         }
@@ -178,13 +178,13 @@ impl<P: Platform> Volume<P> {
     /// Whether a snapshot from before the tag has no original of the grain yet.
     fn is_needed(&self, grain: GrainIndex, tag: Epoch) -> bool {
         let newest = self.originals.newest(grain).filter(|_| !self.platform.planted(Planted::LastOriginalWins));
-        self.snapshots.any_needing(self.grains, grain, newest, tag)
+        self.snapshots.any_needing(self.grains(), grain, newest, tag)
     }
 
     /// Clears the bit of a grain that no snapshot, however young, needs from the base. Under the volume's lock.
     pub(crate) fn clear_unless_needed(&self, grain: u64) {
         let newest = self.originals.newest(GrainIndex(grain));
-        if self.snapshots.any_needing(self.grains, GrainIndex(grain), newest, Epoch(u64::MAX)) {
+        if self.snapshots.any_needing(self.grains(), GrainIndex(grain), newest, Epoch(u64::MAX)) {
             self.platform.observe(Event::ClearRefused { grain: GrainIndex(grain) });
         } else if !self.platform.planted(Planted::LastOriginalWins) {
             self.pending.clear(grain);
@@ -193,16 +193,18 @@ impl<P: Platform> Volume<P> {
     }
 
     async fn save_claimed(&self, cause: Cause, grains: &[GrainIndex], tag: Epoch) -> Result<(), MustFail> {
+        // A save is of the bytes that the volume has now: who has a tag that this one serves came before what is added meanwhile.
+        let cut = self.grains();
         self.platform.point(Point::Claimed).await;
         if self.platform.planted(Planted::BitClearedBeforeEntry) {
             let _claims = self.lock();
             grains.iter().for_each(|grain| self.pending.clear(grain.0));
         }
         for run in grains.chunk_by(|before, after| before.0 + 1 == after.0) {
-            let originals = self.read_originals(run).await;
+            let originals = self.read_originals(cut, run).await;
             self.platform.point(Point::OriginalRead).await;
             let mut patience = Patience::default();
-            while let Err(reason) = self.keep(run, tag, &originals).await {
+            while let Err(reason) = self.keep(cut, run, tag, &originals).await {
                 let room = match reason {
                     _ if cause == Cause::Ahead && !self.platform.planted(Planted::AheadBreaks) => break,
                     BrokenReason::CacheFull => self.make_room(run, tag, &mut patience).await,
@@ -230,8 +232,8 @@ impl<P: Platform> Volume<P> {
     }
 
     /// The originals of neighbouring grains; `None` where the base cannot be read.
-    async fn read_originals(&self, run: &[GrainIndex]) -> Originals {
-        let range = self.run_range(run);
+    async fn read_originals(&self, cut: Grains, run: &[GrainIndex]) -> Originals {
+        let range = run_range(cut, run);
         let (buffer, result) = self.base.read(range.start(), Buffer::uncleared(range.len() as usize)).await;
         let mut originals = Originals { bytes: buffer, bad: BTreeSet::new() };
         if result.is_ok() {
@@ -239,7 +241,7 @@ impl<P: Platform> Volume<P> {
         }
         // One unreadable grain must not cost its neighbours: each by itself.
         for grain in run {
-            let range_of_grain = self.grains.range(*grain);
+            let range_of_grain = cut.range(*grain);
             let single = Buffer::uncleared(range_of_grain.len() as usize);
             let (single, result) = self.base.read(range_of_grain.start(), single).await;
             let at = (range_of_grain.start() - range.start()) as usize;
@@ -256,22 +258,23 @@ impl<P: Platform> Volume<P> {
         originals
     }
 
-    fn run_range(&self, run: &[GrainIndex]) -> ByteRange {
-        let (first, last) = (run.first().expect("a run has a grain"), run.last().expect("a run has a grain"));
-        ByteRange::between(self.grains.range(*first).start(), self.grains.range(*last).end())
-    }
-
     /// Stores the payloads, publishes the entries, indexes them.
-    async fn keep(&self, run: &[GrainIndex], tag: Epoch, originals: &Originals) -> Result<(), BrokenReason> {
+    async fn keep(
+        &self,
+        cut: Grains,
+        run: &[GrainIndex],
+        tag: Epoch,
+        originals: &Originals,
+    ) -> Result<(), BrokenReason> {
         if self.durability == Durability::Power && self.originals.recording().is_none() {
             // The cache cannot be used: nothing can be kept before the next start.
             return Err(BrokenReason::SaveFailed);
         }
-        let start = self.run_range(run).start();
+        let start = run_range(cut, run).start();
         let mut payloads = Vec::with_capacity(run.len());
         let mut stored = Vec::new();
         for grain in run {
-            let range = self.grains.range(*grain);
+            let range = cut.range(*grain);
             let at = (range.start() - start) as usize;
             let bytes = &originals.bytes[at..at + range.len() as usize];
             if originals.bad.contains(&grain.0) {
@@ -290,18 +293,23 @@ impl<P: Platform> Volume<P> {
             })?;
         self.platform.point(Point::Reserved).await;
         let writes = self.place(&reservation.slots, &stored, &mut payloads);
-        let lines: Vec<_> = run.iter().copied().zip(payloads).collect();
+        let line = |(grain, payload): (&GrainIndex, Payload)| Original {
+            grain: *grain,
+            len: cut.range(*grain).len() as u32,
+            payload,
+        };
+        let lines: Vec<Original> = run.iter().zip(payloads).map(line).collect();
         let published = if self.durability == Durability::Power {
             self.keep_durably(tag, lines.clone(), reservation, &writes, &originals.bytes).await?
         } else {
             self.keep_written(tag, &lines, reservation, &writes, &originals.bytes).await?
         };
-        for ((grain, payload), (_, _, sequence)) in lines.iter().zip(&published) {
+        for (&Original { grain, payload, .. }, (_, _, sequence)) in lines.iter().zip(&published) {
             let cache_offset = match payload {
-                Payload::Stored { offset, .. } => Some(*offset),
+                Payload::Stored { offset, .. } => Some(offset),
                 _ => None,
             };
-            self.platform.observe(Event::Published { grain: *grain, tag, sequence: *sequence, cache_offset });
+            self.platform.observe(Event::Published { grain, tag, sequence: *sequence, cache_offset });
         }
         self.originals.index(&published, self.platform.planted(Planted::LastOriginalWins));
         if self.platform.planted(Planted::PayloadAfterEntry) {
@@ -315,7 +323,7 @@ impl<P: Platform> Volume<P> {
     async fn keep_written(
         &self,
         tag: Epoch,
-        lines: &[(GrainIndex, Payload)],
+        lines: &[Original],
         reservation: Reservation,
         writes: &[(u64, Range<usize>)],
         bytes: &[u8],
@@ -335,7 +343,7 @@ impl<P: Platform> Volume<P> {
     async fn keep_durably(
         &self,
         tag: Epoch,
-        lines: Vec<(GrainIndex, Payload)>,
+        lines: Vec<Original>,
         reservation: Reservation,
         writes: &[(u64, Range<usize>)],
         bytes: &[u8],
@@ -423,8 +431,8 @@ impl<P: Platform> Volume<P> {
             for grain in run {
                 self.platform.observe(Event::SaveFailed { grain: *grain });
                 let newest = self.originals.newest(*grain);
-                for snapshot in self.snapshots.needing(self.grains, *grain, newest, tag) {
-                    self.mark(&snapshot, reason, self.grains.range(*grain).start());
+                for snapshot in self.snapshots.needing(self.grains(), *grain, newest, tag) {
+                    self.mark(&snapshot, reason, self.grains().range(*grain).start());
                     lost.push(snapshot);
                 }
             }
@@ -439,7 +447,7 @@ impl<P: Platform> Volume<P> {
             let decided: Vec<_> = grains
                 .iter()
                 .filter(|grain| {
-                    !self.snapshots.any_needing(self.grains, **grain, self.originals.newest(**grain), Epoch(u64::MAX))
+                    !self.snapshots.any_needing(self.grains(), **grain, self.originals.newest(**grain), Epoch(u64::MAX))
                 })
                 .collect();
             self.platform.point(Point::Indexed).await;
@@ -462,7 +470,7 @@ impl<P: Platform> Volume<P> {
 
     /// Frees the originals of a grain that no snapshot resolves to.
     pub(crate) fn free_unwanted(&self, grain: GrainIndex, event: Option<Event>) {
-        let wanted = |before, tag, sequence| self.snapshots.any_resolving(self.grains, grain, before, tag, sequence);
+        let wanted = |before, tag, sequence| self.snapshots.any_resolving(self.grains(), grain, before, tag, sequence);
         // Where the map cannot be written the originals stay: space is lost, nothing else.
         for cache_offset in self.originals.free_unwanted(grain, wanted).unwrap_or_default() {
             self.platform.observe(Event::Freed { grain, cache_offset });
@@ -474,6 +482,12 @@ impl<P: Platform> Volume<P> {
             }
         }
     }
+}
+
+/// The bytes of neighbouring grains.
+fn run_range(cut: Grains, run: &[GrainIndex]) -> ByteRange {
+    let (first, last) = (run.first().expect("a run has a grain"), run.last().expect("a run has a grain"));
+    ByteRange::between(cut.range(*first).start(), cut.range(*last).end())
 }
 
 /// Why originals are not kept.

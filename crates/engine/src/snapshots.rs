@@ -272,11 +272,13 @@ impl Snapshots {
 
     /// Whether no live snapshot needs a byte of the range, whatever is saved.
     pub(crate) fn none_needs_any(&self, range: ByteRange) -> bool {
-        self.0
-            .read()
-            .expect("nothing panics under this lock")
-            .iter()
-            .all(|snapshot| !snapshot.is_live() || range.start() >= snapshot.size || snapshot.has_released_all(range))
+        self.0.read().expect("nothing panics under this lock").iter().filter(|snapshot| snapshot.is_live()).all(
+            |snapshot| {
+                // Of a volume that has grown since: what is behind its end was never its own.
+                let own = range.intersection(ByteRange::new(0, snapshot.size));
+                own.is_none_or(|own| snapshot.has_released_all(own))
+            },
+        )
     }
 
     /// The snapshots that resolve to the original of a grain with this tag and sequence, the one before it having the tag `before`. Of

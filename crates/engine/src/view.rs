@@ -85,7 +85,7 @@ impl<P: Platform> View<P> {
     /// The originals that lie in `range`.
     fn originals(&self, range: ByteRange) -> Result<Vec<Overlay>, ExportError> {
         let mut overlays = Vec::new();
-        for grain in self.volume.grains.touched(range).map(GrainIndex) {
+        for grain in self.volume.grains().touched(range).map(GrainIndex) {
             match self.volume.originals.resolve(grain, self.snapshot.epoch) {
                 None => {}
                 Some(Some(entry)) => overlays.extend(Overlay::of(entry, range.start(), range.len() as usize)),
@@ -147,7 +147,7 @@ impl<P: Platform> Export for View<P> {
     }
 
     fn delivered(&self, range: ByteRange) {
-        for whole in self.delivered.borrow_mut().add(range, self.volume.grains) {
+        for whole in self.delivered.borrow_mut().add(range, self.volume.grains_of(&self.snapshot)) {
             // Where it cannot be marked the slot stays: that costs space.
             let _ = self.volume.mark_read(self.snapshot.id, &[whole]);
         }

@@ -7,12 +7,13 @@
 //!
 //! What may happen together, and what makes it safe:
 //!
-//! | | host change | view read | create | release | delete |
-//! |---|---|---|---|---|---|
-//! | **host change** | claims per grain | entry before base write, look-up after base read | tag and straddlers | bits cleared after the record | a wasted save is freed by whoever comes second |
-//! | **view read** | | none needed | views start after straddlers | last check | last check |
-//! | **create** | | | volume's lock | volume's lock | volume's lock |
-//! | **release** | | | | volume's lock for bits, shard for entries | sweep and release both ask the snapshots |
+//! | | host change | view read | create | release | delete | grow |
+//! |---|---|---|---|---|---|---|
+//! | **host change** | claims per grain | entry before base write, look-up after base read | tag and straddlers | bits cleared after the record | a wasted save is freed by whoever comes second | bits before the size; a save is cut once |
+//! | **view read** | | none needed | views start after straddlers | last check | last check | a snapshot keeps its size |
+//! | **create** | | | volume's lock | volume's lock | volume's lock | volume's lock |
+//! | **release** | | | | volume's lock for bits, shard for entries | sweep and release both ask the snapshots | cut by the snapshot's size |
+//! | **grow** | | | | | no matter | volume's lock |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -203,7 +204,10 @@ pub struct Volume<P: Platform> {
     pub(crate) storage: P::Storage,
     pub(crate) name: String,
     pub(crate) boot_id: [u8; 16],
-    pub(crate) grains: Grains,
+    /// How it is cut, over no matter how many bytes: see [`Self::grains`].
+    pub(crate) cut: Grains,
+    /// Bytes that it has. Only grows, under the volume's lock.
+    pub(crate) size: AtomicU64,
     pub(crate) table: SnapshotTable<StateOf<P>>,
     pub(crate) originals: OriginalCache<StateOf<P>, P::Cache>,
     pub(crate) snapshots: Snapshots,
@@ -238,12 +242,17 @@ impl<P: Platform> Volume<P> {
 
     /// Size in bytes.
     pub fn size(&self) -> u64 {
-        self.grains.size()
+        self.size.load(Ordering::SeqCst)
     }
 
     /// Grain in bytes.
     pub fn grain(&self) -> u64 {
-        self.grains.grain()
+        self.cut.grain()
+    }
+
+    /// How it is cut now.
+    pub(crate) fn grains(&self) -> Grains {
+        self.cut.over(self.size())
     }
 
     /// The base that the host's bytes are on.
@@ -279,7 +288,7 @@ impl<P: Platform> Volume<P> {
     /// Waits until the straddlers of a snapshot's T0 have landed: from then on the base may be read by others.
     pub async fn settled(&self, id: SnapshotId) {
         if let Some(snapshot) = self.snapshots.find(|snapshot| snapshot.id == id) {
-            self.admission.landed(ByteRange::new(0, self.grains.size()), snapshot.epoch).await;
+            self.admission.landed(ByteRange::new(0, self.grains().size()), snapshot.epoch).await;
         }
     }
 
@@ -296,7 +305,7 @@ impl<P: Platform> Volume<P> {
         let mut lines: Vec<MapLine> = Vec::new();
         let mut last = None;
         for (grain, entry) in self.originals.all() {
-            let serves = entry.tag >= snapshot.epoch && last != Some(grain) && snapshot.needs(self.grains, grain);
+            let serves = entry.tag >= snapshot.epoch && last != Some(grain) && snapshot.needs(self.grains(), grain);
             if serves && snapshot.end.get().is_none_or(|end| entry.sequence <= *end) {
                 last = Some(grain);
                 let (unit, within) = self.originals.components().place(entry.offset);

@@ -68,6 +68,17 @@ pub struct Reservation {
     positions: Vec<u32>,
 }
 
+/// The original of a grain that is about to be saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Original {
+    /// The grain.
+    pub grain: GrainIndex,
+    /// Bytes of it that the volume had when it was read: of the last grain maybe not all.
+    pub len: u32,
+    /// What they are.
+    pub payload: Payload,
+}
+
 /// Originals of one tag that are to go on record, in their places.
 #[derive(Clone, Copy, Debug)]
 pub struct Reserved<'a> {
@@ -76,7 +87,7 @@ pub struct Reserved<'a> {
     /// Their tag.
     pub tag: Epoch,
     /// What they are.
-    pub originals: &'a [(GrainIndex, Payload)],
+    pub originals: &'a [Original],
 }
 
 /// How much there is of everything.
@@ -139,6 +150,7 @@ pub struct CacheLayout {
 
 /// Payloads, entries and their index.
 pub struct OriginalCache<M, D> {
+    /// Over the bytes that the volume had when it was opened: it may have grown.
     grains: Grains,
     map: ModifiedMap<M>,
     device: D,
@@ -185,7 +197,8 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
             let grain = grains.at(entry.offset);
             let located = Located { tag: entry.tag, position };
             let before = all.of(grain).iter().map(|other| other.tag).rfind(|tag| *tag < entry.tag);
-            let fits = entry.offset < grains.size() && u64::from(entry.len) == grains.range(grain).len();
+            // Where the volume has grown since, the last grain of then is longer now: what was saved of it is all that it was.
+            let fits = entry.offset < grains.size() && u64::from(entry.len) <= grains.range(grain).len();
             let place = match entry.payload {
                 Payload::Stored { offset, .. } => offset.checked_sub(slots_at),
                 Payload::Zero | Payload::Bad => Some(0),
@@ -219,7 +232,7 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         Ok(Self { grains, map, device, recording, shards, space: Mutex::new(space) })
     }
 
-    /// How the volume is cut.
+    /// How the volume was cut when it was opened.
     pub fn grains(&self) -> Grains {
         self.grains
     }
@@ -384,15 +397,14 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         &self,
         reservation: &'a Reservation,
         tag: Epoch,
-        originals: &'a [(GrainIndex, Payload)],
+        originals: &'a [Original],
         first: Sequence,
     ) -> impl Iterator<Item = (u32, Entry)> + use<'a, M, D> {
-        let grains = self.grains;
+        let bytes = self.grains.grain();
         (first.0..).zip(originals.iter().zip(&reservation.positions)).map(move |(sequence, (original, position))| {
-            let &(grain, payload) = original;
-            let range = grains.range(grain);
-            let (offset, len) = (range.start(), range.len() as u32);
-            (*position, Entry { offset, len, tag, sequence: Sequence(sequence), payload, state: EntryState::Unread })
+            let &Original { grain, len, payload } = original;
+            let (offset, sequence) = (grain.0 * bytes, Sequence(sequence));
+            (*position, Entry { offset, len, tag, sequence, payload, state: EntryState::Unread })
         })
     }
 
@@ -410,7 +422,7 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         &self,
         reservation: Reservation,
         tag: Epoch,
-        originals: &[(GrainIndex, Payload)],
+        originals: &[Original],
         first: Option<Sequence>,
     ) -> io::Result<Vec<(GrainIndex, Located, Sequence)>> {
         let mut published = Vec::with_capacity(originals.len());

@@ -19,7 +19,9 @@ mod slots;
 mod table;
 mod units;
 
-pub use cache::{CacheError, CacheLayout, FirstTier, OriginalCache, OriginalsUse, Recording, Reservation, Reserved};
+pub use cache::{
+    CacheError, CacheLayout, FirstTier, Original, OriginalCache, OriginalsUse, Recording, Reservation, Reserved,
+};
 pub use components::{Components, ComponentsError};
 pub use entry::{Entry, EntryState, Payload};
 pub use index::{Index, Located};

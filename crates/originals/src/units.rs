@@ -56,6 +56,11 @@ impl Grains {
         (grain.is_power_of_two() && Self::LIMITS.contains(&grain)).then(|| Self { shift: grain.trailing_zeros(), size })
     }
 
+    /// The same grains over another number of bytes.
+    pub const fn over(self, size: u64) -> Self {
+        Self { size, ..self }
+    }
+
     /// Bytes of a whole grain.
     pub const fn grain(self) -> u64 {
         1 << self.shift

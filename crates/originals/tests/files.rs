@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tzero_block::{BlockDevice, ByteRange, Error, Extent, Geometry, MemoryDevice, Zeroes};
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage};
 use tzero_originals::{
-    BrokenReason, CacheLayout, Epoch, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals,
+    BrokenReason, CacheLayout, Epoch, GrainIndex, Grains, ModifiedMap, OnFull, Original, OriginalCache, Originals,
     OriginalsReader, Payload, ReconcileError, Record, RecordState, SnapshotId, SnapshotRef, SnapshotTable,
 };
 
@@ -97,7 +97,8 @@ impl Fixture {
             self.cache.store(slot, Buffer::copy_of(&bytes)).await.1.unwrap();
             Payload::Stored { offset: slot * u64::from(GRAIN), checksum: crc32c::crc32c(&bytes) }
         };
-        let published = self.cache.publish(reservation, Epoch(tag), &[(GrainIndex(grain), payload)], None).unwrap();
+        let original = Original { grain: GrainIndex(grain), len: GRAIN, payload };
+        let published = self.cache.publish(reservation, Epoch(tag), &[original], None).unwrap();
         self.cache.index(&published, false);
     }
 }

@@ -3,8 +3,8 @@
 use tzero_block::{BlockDevice, MemoryDevice};
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage};
 use tzero_originals::{
-    AreaFound, CacheLayout, Components, Epoch, GrainIndex, Grains, ModifiedMap, OriginalCache, Payload, RecordArea,
-    Recording, Reserved, Sequence, certain,
+    AreaFound, CacheLayout, Components, Epoch, GrainIndex, Grains, ModifiedMap, Original, OriginalCache, Payload,
+    RecordArea, Recording, Reserved, Sequence, certain,
 };
 
 const VOLUME: [u8; 16] = *b"volume's own id.";
@@ -46,7 +46,7 @@ impl Cache {
                 self.cache.store(slot, Buffer::copy_of(&bytes)).await.1.unwrap();
                 Payload::Stored { offset: self.cache.offset_of(slot), checksum: crc32c::crc32c(&bytes) }
             };
-            lines.push((GrainIndex(*grain), payload));
+            lines.push(Original { grain: GrainIndex(*grain), len: GRAIN as u32, payload });
         }
         let first = self.cache.assign(originals.len() as u64);
         let reserved = Reserved { reservation: &reservation, tag: Epoch(tag), originals: &lines };

@@ -18,8 +18,8 @@ use tzero_block::{ByteRange, FileDevice, Mode};
 use tzero_copy::BackupSource;
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage, descriptors};
 use tzero_originals::{
-    BrokenReason, CacheLayout, Epoch, GrainIndex, Grains, ModifiedMap, OnFull, OriginalCache, Originals, Payload,
-    RangeSet, Record, RecordState, Sequence, SnapshotId, SnapshotTable,
+    BrokenReason, CacheLayout, Epoch, GrainIndex, Grains, ModifiedMap, OnFull, Original, OriginalCache, Originals,
+    Payload, RangeSet, Record, RecordState, Sequence, SnapshotId, SnapshotTable,
 };
 
 pub const GRAIN: u64 = 4096;
@@ -175,7 +175,8 @@ impl Daemon {
                 runtime.block_on(self.cache.store(slot, Buffer::copy_of(original))).1.unwrap();
                 Payload::Stored { offset: slot * GRAIN, checksum: crc32c::crc32c(original) }
             };
-            self.cache.publish(reservation, EPOCH, &[(GrainIndex(grain), payload)], None).unwrap();
+            let original = Original { grain: GrainIndex(grain), len: range.len() as u32, payload };
+            self.cache.publish(reservation, EPOCH, &[original], None).unwrap();
         }
         let base = OpenOptions::new().write(true).open(&self.base).unwrap();
         base.write_all_at(&vec![byte; range.len() as usize], range.start()).unwrap();

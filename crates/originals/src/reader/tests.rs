@@ -10,7 +10,7 @@ use tzero_block::MemoryDevice;
 use tzero_io::{Directory, MappedFile, Storage};
 
 use super::*;
-use crate::cache::{CacheLayout, OriginalCache};
+use crate::cache::{CacheLayout, Original, OriginalCache};
 use crate::components::Components;
 use crate::map::MapShape;
 use crate::table::{OnFull, Originals, Record};
@@ -101,8 +101,15 @@ impl Written {
 
     fn save(&self, grain: u64, tag: u64) {
         let reservation = self.cache.reserve(1, 0).unwrap();
-        let published =
-            self.cache.publish(reservation, Epoch(tag), &[(GrainIndex(grain), Payload::Zero)], None).unwrap();
+        let published = self
+            .cache
+            .publish(
+                reservation,
+                Epoch(tag),
+                &[Original { grain: GrainIndex(grain), len: 512, payload: Payload::Zero }],
+                None,
+            )
+            .unwrap();
         self.cache.index(&published, false);
     }
 
