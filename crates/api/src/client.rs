@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 
 use crate::control::{AddVolume, CreateSnapshot, Forecast, Snapshot, Status, Volume};
 use crate::jobs::{Job, StartRestore};
-use crate::{Exit, Failure, Name, RebaseVolume, SnapshotPath, StatePaths, route};
+use crate::{Exit, Failure, Name, RebaseVolume, ResizeVolume, SnapshotPath, StatePaths, route};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -134,6 +134,14 @@ impl Client {
     /// See [`ClientError`].
     pub fn rebase_volume(&self, name: &Name, rebase: &RebaseVolume) -> Result<Volume, ClientError> {
         self.put(&route::volume_base(name), rebase)
+    }
+
+    /// Makes a volume longer or shorter.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn resize_volume(&self, name: &Name, resize: ResizeVolume) -> Result<Volume, ClientError> {
+        self.put(&route::volume_size(name), &resize)
     }
 
     /// Removes a volume; gives what it was.

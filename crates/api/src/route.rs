@@ -8,6 +8,7 @@
 //! | GET, DELETE | [`VOLUME`] | – | [`Volume`](crate::control::Volume) |
 //! | GET | [`VOLUME_FORECAST`] | – | [`Forecast`](crate::control::Forecast) |
 //! | PUT | [`VOLUME_BASE`] | [`RebaseVolume`](crate::RebaseVolume) | [`Volume`](crate::control::Volume), on its new base |
+//! | PUT | [`VOLUME_SIZE`] | [`ResizeVolume`](crate::ResizeVolume) | [`Volume`](crate::control::Volume), of its new size |
 //! | GET | [`SNAPSHOTS`] | – | list of [`Snapshot`](crate::control::Snapshot) |
 //! | POST | [`VOLUME_SNAPSHOTS`] | [`CreateSnapshot`](crate::control::CreateSnapshot) | [`Snapshot`](crate::control::Snapshot) |
 //! | GET, DELETE | [`SNAPSHOT`] | – | [`Snapshot`](crate::control::Snapshot) |
@@ -31,6 +32,8 @@ pub const VOLUME: &str = "/v1/volumes/{volume}";
 pub const VOLUME_FORECAST: &str = "/v1/volumes/{volume}/forecast";
 /// What one volume stands on.
 pub const VOLUME_BASE: &str = "/v1/volumes/{volume}/base";
+/// How long one volume is.
+pub const VOLUME_SIZE: &str = "/v1/volumes/{volume}/size";
 /// All snapshots of all volumes.
 pub const SNAPSHOTS: &str = "/v1/snapshots";
 /// The snapshots of one volume.
@@ -65,6 +68,11 @@ pub fn volume_forecast(volume: &Name) -> String {
 /// [`VOLUME_BASE`] of a volume.
 pub fn volume_base(volume: &Name) -> String {
     VOLUME_BASE.replace("{volume}", volume.as_str())
+}
+
+/// [`VOLUME_SIZE`] of a volume.
+pub fn volume_size(volume: &Name) -> String {
+    VOLUME_SIZE.replace("{volume}", volume.as_str())
 }
 
 /// [`VOLUME_SNAPSHOTS`] of a volume.

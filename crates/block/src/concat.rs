@@ -11,6 +11,8 @@
 //! 1. Every component but the last is a whole number of the coarsest alignment long, so an aligned request is cut into aligned parts.
 //! 2. A flush succeeds only if every component's does.
 //!
+//! The last one may become longer, and the row with it.
+//!
 //! Deliberately absent: atomicity. Of a request that fails, some parts may be done, as the contract allows.
 
 use std::fmt;
@@ -23,7 +25,7 @@ use crate::{Action, BlockDevice, ByteRange, Error, Extent, Fault, Geometry, Zero
 #[derive(Debug)]
 pub struct Concat<D> {
     components: Vec<D>,
-    /// Where each component begins, and where the last one ends.
+    /// Where each component begins.
     starts: Vec<u64>,
     alignment: u32,
 }
@@ -79,15 +81,15 @@ impl<D: BlockDevice> Concat<D> {
     pub fn new(components: Vec<D>) -> Result<Self, ConcatError> {
         let alignment =
             components.iter().map(|component| component.geometry().alignment).max().ok_or(ConcatError::Empty)?;
-        let mut starts = vec![0u64];
+        let mut starts = Vec::with_capacity(components.len());
         let mut end = 0u64;
         for (component, device) in components.iter().enumerate() {
             let size = device.geometry().size;
             if component + 1 < components.len() && !size.is_multiple_of(u64::from(alignment)) {
                 return Err(ConcatError::Uneven { component, alignment });
             }
-            end = end.checked_add(size).ok_or(ConcatError::TooLong)?;
             starts.push(end);
+            end = end.checked_add(size).ok_or(ConcatError::TooLong)?;
         }
         Ok(Self { components, starts, alignment })
     }
@@ -100,7 +102,13 @@ impl<D: BlockDevice> Concat<D> {
     /// The number of the component that holds the byte at `offset`, counted from 0; `None` past the end.
     pub fn component_at(&self, offset: u64) -> Option<usize> {
         let next = self.starts.partition_point(|start| *start <= offset);
-        (next < self.starts.len()).then(|| next - 1)
+        (next < self.starts.len() || offset < self.end()).then(|| next - 1)
+    }
+
+    /// Where the last component ends.
+    fn end(&self) -> u64 {
+        let (start, last) = self.starts.last().zip(self.components.last()).expect("there is always a component");
+        start.saturating_add(last.geometry().size)
     }
 
     /// Which bytes the component holds.
@@ -108,7 +116,8 @@ impl<D: BlockDevice> Concat<D> {
     /// # Panics
     /// If there is no such component.
     pub fn range_of(&self, component: usize) -> ByteRange {
-        ByteRange::between(self.starts[component], self.starts[component + 1])
+        let end = self.starts.get(component + 1).copied().unwrap_or_else(|| self.end());
+        ByteRange::between(self.starts[component], end)
     }
 
     /// The one component that holds all of `range`, and where its first byte is there.
@@ -173,7 +182,7 @@ impl<D: BlockDevice> Concat<D> {
 
 impl<D: BlockDevice> BlockDevice for Concat<D> {
     fn geometry(&self) -> Geometry {
-        Geometry { size: *self.starts.last().expect("there is always an end"), alignment: self.alignment }
+        Geometry { size: self.end(), alignment: self.alignment }
     }
 
     async fn read(&self, offset: u64, mut buffer: Buffer) -> (Buffer, Result<(), Error>) {

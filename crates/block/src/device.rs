@@ -22,7 +22,8 @@ use crate::ByteRange;
 /// 6. Any offset and length is allowed for devices with `alignment` 1; otherwise offsets and lengths are multiples of it.
 /// 7. The future of a request may be dropped: the request then still runs to its end, unseen.
 pub trait BlockDevice: Send + Sync + 'static {
-    /// Size and granularity. Cheap; the size does not change behind the caller's back.
+    /// Size and granularity. Cheap; the size does not change behind the back of whoever has the device: that one alone may make it longer, by
+    /// means of its own.
     fn geometry(&self) -> Geometry;
 
     /// Fills `buffer` (its whole length) from `offset`. Always gives the buffer back.

@@ -12,6 +12,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tzero_io::{Buffer, File, system};
 
@@ -39,7 +40,7 @@ pub struct Mode {
 #[derive(Debug)]
 pub struct FileDevice {
     medium: Medium,
-    geometry: Geometry,
+    size: AtomicU64,
     is_device: bool,
 }
 
@@ -69,27 +70,25 @@ impl FileDevice {
     fn over(file: fs::File, direct: bool, opened: fn(fs::File, bool) -> File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let is_device = metadata.file_type().is_block_device();
-        let size = if is_device {
-            system::device_size(&file)?
-        } else if metadata.is_file() {
-            metadata.len()
-        } else {
+        if !is_device && !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a block device"));
-        };
+        }
         let block = match (direct, is_device) {
             (false, _) => 1,
             (true, true) => system::device_block(&file)?,
             (true, false) => system::direct_alignment(&file)?,
         };
-        if !size.is_multiple_of(u64::from(block)) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the size is not a multiple of the block that direct I/O needs",
-            ));
-        }
-        let geometry = Geometry { size, alignment: block.min(SECTOR) };
-        let medium = Medium::new(opened(file, direct), block);
-        Ok(Self { medium, geometry, is_device })
+        let size = AtomicU64::new(whole(size_of(&file)?, block)?);
+        Ok(Self { medium: Medium::new(opened(file, direct), block), size, is_device })
+    }
+
+    /// Looks how long the file is by now, and is so long from then on, though never shorter than it was. Gives its length in bytes. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be looked at, or its length is none that direct I/O can have: then nothing has changed.
+    pub fn grow(&self) -> io::Result<u64> {
+        let size = whole(size_of(self.file().get())?, self.medium.block() as u32)?;
+        Ok(self.size.fetch_max(size, Ordering::SeqCst).max(size))
     }
 
     /// Takes over a file that is read in passing, once: what others have in the page cache is neither pushed out nor added to. See
@@ -104,12 +103,17 @@ impl FileDevice {
     /// The same file as a device of `size` bytes whatever its length now: writing makes it longer. What lies behind its end is a hole that
     /// cannot be read. For caches.
     pub fn growing_to(self, size: u64) -> Self {
-        Self { geometry: Geometry { size, ..self.geometry }, ..self }
+        Self { size: AtomicU64::new(size), ..self }
     }
 
     /// Its first `size` bytes, a multiple of what direct I/O needs; all of it where it has no more.
     pub fn cut_to(self, size: u64) -> Self {
-        Self { geometry: Geometry { size: self.geometry.size.min(size), ..self.geometry }, ..self }
+        Self { size: AtomicU64::new(self.size.into_inner().min(size)), ..self }
+    }
+
+    /// What its size is a multiple of, in bytes.
+    pub fn block(&self) -> u64 {
+        self.medium.block()
     }
 
     /// The file underneath.
@@ -210,17 +214,33 @@ impl FileDevice {
     }
 }
 
+/// Bytes of an open file or block device.
+fn size_of(file: &fs::File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    if metadata.file_type().is_block_device() { system::device_size(file) } else { Ok(metadata.len()) }
+}
+
+/// A size that whole blocks make up.
+fn whole(size: u64, block: u32) -> io::Result<u64> {
+    let refused = || {
+        let text = "the size is not a multiple of the block that direct I/O needs";
+        io::Error::new(io::ErrorKind::InvalidInput, text)
+    };
+    size.is_multiple_of(block.into()).then_some(size).ok_or_else(refused)
+}
+
 fn failed(action: Action, range: ByteRange, source: io::Error) -> Error {
     Error::system(action, range.start(), range.len(), source)
 }
 
 impl BlockDevice for FileDevice {
     fn geometry(&self) -> Geometry {
-        self.geometry
+        let alignment = self.medium.block().min(SECTOR.into()) as u32;
+        Geometry { size: self.size.load(Ordering::Acquire), alignment }
     }
 
     async fn read(&self, offset: u64, buffer: Buffer) -> (Buffer, Result<(), Error>) {
-        let range = match self.geometry.check(Action::Read, offset, buffer.len() as u64) {
+        let range = match self.geometry().check(Action::Read, offset, buffer.len() as u64) {
             Ok(range) => range,
             Err(error) => return (buffer, Err(error)),
         };
@@ -229,7 +249,7 @@ impl BlockDevice for FileDevice {
     }
 
     async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), Error>) {
-        let range = match self.geometry.check(Action::Write, offset, buffer.len() as u64) {
+        let range = match self.geometry().check(Action::Write, offset, buffer.len() as u64) {
             Ok(range) => range,
             Err(error) => return (buffer, Err(error)),
         };
@@ -238,7 +258,7 @@ impl BlockDevice for FileDevice {
     }
 
     async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), Error> {
-        self.geometry.check(Action::WriteZeroes, range.start(), range.len())?;
+        self.geometry().check(Action::WriteZeroes, range.start(), range.len())?;
         if range.is_empty() {
             return Ok(());
         }
@@ -247,7 +267,7 @@ impl BlockDevice for FileDevice {
     }
 
     async fn discard(&self, range: ByteRange) -> Result<(), Error> {
-        self.geometry.check(Action::Discard, range.start(), range.len())?;
+        self.geometry().check(Action::Discard, range.start(), range.len())?;
         for slice in self.units(range).0.pieces(SLICE) {
             match self.discard_slice(slice).await {
                 Ok(()) => {}
@@ -264,7 +284,7 @@ impl BlockDevice for FileDevice {
     }
 
     async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, Error> {
-        self.geometry.check(Action::Extents, range.start(), range.len())?;
+        self.geometry().check(Action::Extents, range.start(), range.len())?;
         let data = vec![Extent { range, hole: false }];
         if self.is_device || range.is_empty() {
             return Ok(data);
@@ -296,7 +316,7 @@ impl BlockDevice for FileDevice {
     }
 
     async fn prefetch(&self, range: ByteRange) {
-        if !self.file().is_direct() && self.geometry.check(Action::Read, range.start(), range.len()).is_ok() {
+        if !self.file().is_direct() && self.geometry().check(Action::Read, range.start(), range.len()).is_ok() {
             self.file().blocking(move |file| system::read_ahead(file, range.start(), range.len())).await;
         }
     }

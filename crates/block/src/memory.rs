@@ -29,6 +29,16 @@ impl MemoryDevice {
         Self { alignment, ..self }
     }
 
+    /// Makes it `size` bytes long, with zeroes at its end, if it is shorter.
+    ///
+    /// # Panics
+    /// If a thread panicked inside the device.
+    pub fn grow_to(&self, size: u64) {
+        let mut bytes = self.bytes.write().expect("nothing panics under this lock");
+        let len = bytes.len().max(size as usize);
+        bytes.resize(len, 0);
+    }
+
     /// A copy of all bytes.
     ///
     /// # Panics

@@ -114,7 +114,7 @@ impl Volumes {
                 // Somebody is at it for a moment, which is no news.
                 if reason != said && !matches!(why, Refusal::BeingChanged(_)) {
                     tracing::error!(volume = %place.name, "not served, and tried again: {reason}");
-                    let record = wanted.record().or_else(|| place.record.clone());
+                    let record = wanted.record().or_else(|| place.record().map(|record| VolumeRecord::clone(&record)));
                     let failed = Volume::failed(place.name.clone(), record, place.directory.clone(), &why);
                     let Ok(failed) = volumes.swap(&place, failed) else { return };
                     (place, said) = (failed, reason);

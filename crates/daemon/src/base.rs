@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tzero_api::Place;
@@ -34,7 +35,10 @@ pub(crate) struct Component {
     /// As it was given.
     pub(crate) place: Place,
     pub(crate) medium: Medium,
-    pub(crate) identity: BaseIdentity,
+    /// As it was opened.
+    identity: BaseIdentity,
+    /// Bytes that it has by now: the last one of a volume may grow.
+    size: AtomicU64,
 }
 
 /// What a component is.
@@ -47,6 +51,25 @@ pub(crate) enum Medium {
 }
 
 impl Component {
+    fn new(place: Place, medium: Medium, identity: BaseIdentity) -> Self {
+        Self { place, medium, size: AtomicU64::new(identity.size()), identity }
+    }
+
+    /// How long it is, in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// It is longer from now on.
+    pub(crate) fn has_grown(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
+    }
+
+    /// What makes it this one and no other, with the size that it has.
+    pub(crate) fn identity(&self) -> BaseIdentity {
+        self.identity.clone().resized(self.size())
+    }
+
     /// Where it is and the open file, of a file or block device.
     pub(crate) fn local(&self) -> Option<(&Path, &File)> {
         match (&self.place, &self.medium) {
@@ -86,14 +109,14 @@ impl OpenBase {
 
     /// How long each component is, in bytes.
     pub(crate) fn lengths(&self) -> Vec<u64> {
-        self.components.iter().map(|component| component.identity.size()).collect()
+        self.components.iter().map(|component| component.size()).collect()
     }
 
     /// What it looks like now. Blocking.
     pub(crate) fn look(&self) -> Result<CleanStop, BaseError> {
         let look = |component: &Component| {
             let looked = match &component.medium {
-                Medium::File(file) => CleanStop::of_component(file, component.identity.size()),
+                Medium::File(file) => CleanStop::of_component(file, component.size()),
                 Medium::Export(remote) => CleanStop::of_export(remote),
             };
             looked.map_err(|source| BaseError::Unlooked { place: component.place.clone(), source })
@@ -187,7 +210,7 @@ fn open(path: &Path, direct: bool, patience: Patience) -> Result<Component, Base
         LockError::Held => BaseError::Locked(path.into()),
         LockError::Failed(source) => unopenable(source),
     })?;
-    Ok(Component { place: Place::Path(path.into()), medium: Medium::File(file), identity })
+    Ok(Component::new(Place::Path(path.into()), Medium::File(file), identity))
 }
 
 /// Connects to an export. Blocking.
@@ -198,7 +221,7 @@ fn open_export(threads: &Arc<DataThreads>, uri: &str) -> Result<Component, BaseE
         return Err(BaseError::ExportSize { uri: uri.into(), size });
     }
     let identity = BaseIdentity::Export { uri: remote.device().uri().to_string(), size };
-    Ok(Component { place: Place::Export(uri.into()), medium: Medium::Export(remote), identity })
+    Ok(Component::new(Place::Export(uri.into()), Medium::Export(remote), identity))
 }
 
 fn writable(flags: i32) -> OpenOptions {
@@ -244,7 +267,7 @@ mod tests {
         assert!(matches!(attempt(&path), Err(BaseError::Unaligned { size: 513, .. })));
         fs::write(&path, [0; 1024]).unwrap();
         let held = attempt(&path).unwrap();
-        assert_eq!(held.identity.size(), 1024);
+        assert_eq!(held.size(), 1024);
         assert!(matches!(attempt(&path), Err(BaseError::Locked(_))));
         drop(held);
         attempt(&path).unwrap();

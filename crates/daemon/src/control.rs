@@ -17,7 +17,7 @@ use axum::{Json, Router};
 use tokio::net::UnixListener;
 use tzero_api::control::{self, AddVolume, CreateSnapshot, Forecast, Snapshot, Status};
 use tzero_api::jobs::{Job, StartRestore};
-use tzero_api::{Code, Failure, Name, RebaseVolume, SnapshotPath, is_private, route};
+use tzero_api::{Code, Failure, Name, RebaseVolume, ResizeVolume, SnapshotPath, is_private, route};
 use tzero_engine::{SnapshotError, SnapshotInfo, SnapshotKind};
 use tzero_originals::{Originals, SnapshotId};
 
@@ -51,6 +51,7 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> std::i
         .route(route::VOLUME, get(volume).delete(remove_volume))
         .route(route::VOLUME_FORECAST, get(forecast))
         .route(route::VOLUME_BASE, put(rebase_volume))
+        .route(route::VOLUME_SIZE, put(resize_volume))
         .route(route::SNAPSHOTS, get(snapshots))
         .route(route::VOLUME_SNAPSHOTS, get(volume_snapshots).post(create_snapshot))
         .route(route::SNAPSHOT, get(snapshot).delete(delete_snapshot))
@@ -165,6 +166,16 @@ async fn rebase_volume(State(daemon): Shared, Parts(name): Parts<String>, body: 
     let rebased = tokio::spawn(async move { volumes.rebase(&name, &request).await }).await;
     let volume = rebased.map_err(|_| Refusal::Stopping)??;
     tracing::info!(volume = %volume.name, "stands on another base");
+    shown(&daemon, volume).await
+}
+
+async fn resize_volume(State(daemon): Shared, Parts(name): Parts<String>, body: Body) -> Answer<control::Volume> {
+    let request: ResizeVolume = parsed(body)?;
+    let volumes = Arc::clone(&daemon.volumes);
+    let name = name.parse()?;
+    let resized = tokio::spawn(async move { volumes.resize(&name, request).await }).await;
+    let volume = resized.map_err(|_| Refusal::Stopping)??;
+    tracing::info!(volume = %volume.name, size = request.size.0, "has the size");
     shown(&daemon, volume).await
 }
 

@@ -39,7 +39,8 @@ impl Volume {
 
     /// The volume as the control interface describes it.
     pub(crate) fn describe(&self) -> control::Volume {
-        let record = self.record.as_ref();
+        let record = self.record();
+        let record = record.as_deref();
         let mut described = control::Volume {
             id: self.id(),
             name: self.name.clone(),
@@ -110,7 +111,7 @@ impl Volume {
             t0_ns: info.created_ns,
             pause_us: info.pause_ns.div_ceil(1000),
             size: info.size,
-            grain: self.record.as_ref().map_or(0, |record| record.grain),
+            grain: self.record().map_or(0, |record| record.grain),
             epoch: info.epoch.0,
             originals: words::shown_originals(info.originals),
             on_full: words::shown_on_full(info.on_full),

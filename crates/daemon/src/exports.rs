@@ -38,7 +38,8 @@ impl Exports for Offered {
         let mut list = Vec::new();
         for volume in self.0.all() {
             let Condition::Serving(serving) = &volume.condition else { continue };
-            let bases = volume.record.iter().flat_map(|record| &record.bases);
+            let record = volume.record();
+            let bases = record.iter().flat_map(|record| &record.bases);
             let bases = bases.map(|base| base.place.to_string()).collect::<Vec<_>>().join(", ");
             list.push(ExportSummary { name: volume.name.to_string(), description: format!("volume on {bases}") });
             for snapshot in serving.engine.snapshots().iter().filter(|snapshot| is_surfaced(snapshot)) {

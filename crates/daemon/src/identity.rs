@@ -115,6 +115,14 @@ impl BaseIdentity {
         Ok(Self::Device { number, size: system::device_size(base)?, name: device_name::of(number), backing })
     }
 
+    /// The same, of another size.
+    pub(crate) fn resized(mut self, to: u64) -> Self {
+        match &mut self {
+            Self::File { size, .. } | Self::Device { size, .. } | Self::Export { size, .. } => *size = to,
+        }
+        self
+    }
+
     pub(crate) fn size(&self) -> u64 {
         match self {
             Self::File { size, .. } | Self::Device { size, .. } | Self::Export { size, .. } => *size,

@@ -43,6 +43,7 @@ mod record;
 mod refusal;
 mod registration;
 mod remote;
+mod resize;
 mod restores;
 mod salvage;
 mod scope;

@@ -20,7 +20,7 @@ use crate::inspection::is_passing;
 use crate::memory;
 use crate::platform::{CrashPlan, Engine, Moment, Production, Without};
 use crate::readiness::{self, Known, NotReady, Ready};
-use crate::record::{VolumeDirectory, VolumeRecord};
+use crate::record::{BaseRecord, VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
 use crate::store::Store;
 use crate::threads::{DataThreads, off_thread};
@@ -64,13 +64,13 @@ pub(crate) fn compare(record: &VolumeRecord, clean: Option<&CleanStop>, base: &O
     if record.is_new() {
         return Ok(Compared::default());
     }
-    let pairs = || {
-        let left = record.bases.iter().filter_map(|base| base.identity.as_ref());
-        base.components.iter().zip(left)
+    let both = |(component, left): (&base::Component, &BaseRecord)| {
+        Some((component.place.clone(), component.identity(), left.left(component.size())?))
     };
-    for (component, left) in pairs() {
-        let (volume, place, size) = (record.name.clone(), component.place.clone(), component.identity.size());
-        match component.identity.difference(left, None) {
+    let pairs: Vec<_> = base.components.iter().zip(&record.bases).filter_map(both).collect();
+    for (place, identity, left) in &pairs {
+        let (volume, place, size) = (record.name.clone(), place.clone(), identity.size());
+        match identity.difference(left, None) {
             Some(Difference::Stranger) => return Err(Refusal::BaseIsAnother { volume, place }),
             Some(Difference::Size) => return Err(Refusal::BaseResized { volume, place, size, left: left.size() }),
             _ => {}
@@ -78,7 +78,7 @@ pub(crate) fn compare(record: &VolumeRecord, clean: Option<&CleanStop>, base: &O
     }
     let looks_the_same = clean.map(|clean| Ok::<_, base::BaseError>(base.look()? == *clean)).transpose()?;
     let differences: Vec<Difference> =
-        pairs().filter_map(|(component, left)| component.identity.difference(left, looks_the_same)).collect();
+        pairs.iter().filter_map(|(_, identity, left)| identity.difference(left, looks_the_same)).collect();
     if differences.is_empty() {
         return Ok(Compared::default());
     }
@@ -143,13 +143,14 @@ pub(crate) fn put_on_record(
     let known = record.bases.iter().map(|base| base.identity.as_ref());
     let memory = memory.or_else(|| record.memory.clone());
     let is_known = known.eq(found.bases.iter().map(Some))
+        && record.bases.iter().all(|base| base.becoming.is_none())
         && (&record.cache, &record.claim, &record.memory) == (&cache, &claim, &memory);
     let mut is_written = true;
     if record.is_old() || !is_known {
         record = record.of_today();
         (record.cache, record.claim, record.memory) = (cache, claim, memory);
         for (base, identity) in record.bases.iter_mut().zip(found.bases) {
-            base.identity = Some(identity);
+            (base.identity, base.becoming) = (Some(identity), None);
         }
         record.generation += u64::from(found.is_other);
         match directory.write(&record) {

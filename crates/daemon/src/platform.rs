@@ -33,11 +33,22 @@ pub(crate) enum Moment {
     RebaseClosed,
     /// The new base is on record; nothing is open.
     RebaseRecorded,
+    /// That a base is to have another size is on record; it has the old one.
+    ResizeIntended,
+    /// It has the new one; the record allows both.
+    ResizeDone,
+    /// The new size is on record; nobody has heard of it.
+    ResizeRecorded,
 }
 
 impl Moment {
-    pub(crate) const ALL: &[(&str, Self)] =
-        &[("rebase-closed", Self::RebaseClosed), ("rebase-recorded", Self::RebaseRecorded)];
+    pub(crate) const ALL: &[(&str, Self)] = &[
+        ("rebase-closed", Self::RebaseClosed),
+        ("rebase-recorded", Self::RebaseRecorded),
+        ("resize-intended", Self::ResizeIntended),
+        ("resize-done", Self::ResizeDone),
+        ("resize-recorded", Self::ResizeRecorded),
+    ];
 }
 
 /// A moment of either kind.

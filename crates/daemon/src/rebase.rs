@@ -30,7 +30,7 @@ use crate::remote;
 use crate::restores;
 use crate::threads::off_thread;
 use crate::volume::Volume;
-use crate::volumes::{Volumes, count_snapshots};
+use crate::volumes::{Snapshots, Volumes, count_snapshots};
 
 impl Volumes {
     /// Gives a volume another base; gives the volume. One that is not served may get one, too.
@@ -44,7 +44,7 @@ impl Volumes {
         let new = rebased(&old, &base);
         let _gate = volume.enter_alone().await?;
         let waiting = Volume::failed(name.clone(), Some(old.clone()), volume.directory.clone(), "it gets another base");
-        let place = self.supplant(&volume, waiting)?;
+        let place = self.supplant(&volume, waiting, Snapshots::None)?;
         if let Err(error) = volume.close(&self.threads).await {
             // There are no snapshots, and the host's bytes are where the host's own flushes have put them.
             tracing::warn!(volume = %name, "{error}");
@@ -140,11 +140,11 @@ impl Volumes {
 
 /// The record of a volume that was served at least once, on a single base.
 fn record_of(volume: &Volume) -> Result<VolumeRecord, Refusal> {
-    let Some(record) = volume.record.as_ref().filter(|record| !record.is_new()) else {
+    let Some(record) = volume.record().filter(|record| !record.is_new()) else {
         return Err(volume.serving().err().unwrap_or_else(|| Refusal::BeingChanged(volume.name.clone())));
     };
     match record.bases.len() {
-        1 => Ok(record.clone()),
+        1 => Ok(VolumeRecord::clone(&record)),
         count => Err(Refusal::SeveralBases { volume: record.name.clone(), count }),
     }
 }
@@ -182,9 +182,7 @@ fn is_same_place(one: &Place, other: &Place) -> bool {
 
 /// The record of the volume on its new base.
 fn rebased(old: &VolumeRecord, base: &OpenBase) -> VolumeRecord {
-    let bases = base
-        .components
-        .iter()
-        .map(|component| BaseRecord { place: component.place.clone(), identity: Some(component.identity.clone()) });
+    let bases =
+        base.components.iter().map(|component| BaseRecord::new(component.place.clone(), Some(component.identity())));
     VolumeRecord { bases: bases.collect(), generation: old.generation + 1, ..old.clone().of_today() }
 }

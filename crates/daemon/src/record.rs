@@ -1,6 +1,7 @@
 //! What is remembered of a volume: `volumes/NAME/volume.json`.
 //!
-//! Version 2. Version 1, whose volumes have one base, is read and is written as 2 when the volume is opened.
+//! Version 3. Version 2, in which no base is on its way to another size, and version 1, whose volumes have one base, are read, and are written
+//! as 3 when the volume is opened.
 //!
 //! Written beside, made durable and renamed, so that it is there in full, old or new. A directory whose name holds a `~` (which no
 //! volume's name does) is one that was being removed; it is swept at start.
@@ -24,7 +25,7 @@ use crate::salvage::copy_of;
 use crate::set_aside::aside_of;
 
 /// Version of the file that this program writes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const FILE: &str = "volume.json";
 /// Longest file of a volume's directory that is read whole, in bytes.
 const LONGEST: u64 = 16 << 20;
@@ -82,6 +83,21 @@ pub(crate) struct BaseRecord {
     pub(crate) place: Place,
     /// Absent until the volume has been opened for the first time.
     pub(crate) identity: Option<BaseIdentity>,
+    /// The size in bytes that it is being given: it may have this one by now, or the one of its identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) becoming: Option<u64>,
+}
+
+impl BaseRecord {
+    pub(crate) fn new(place: Place, identity: Option<BaseIdentity>) -> Self {
+        Self { place, identity, becoming: None }
+    }
+
+    /// What it was left as, for one that is `size` bytes long now.
+    pub(crate) fn left(&self, size: u64) -> Option<BaseIdentity> {
+        let left = self.identity.clone()?;
+        Some(if self.becoming == Some(size) { left.resized(size) } else { left })
+    }
 }
 
 impl VolumeRecord {
@@ -142,7 +158,7 @@ impl From<RecordOne> for VolumeRecord {
             id: one.id,
             name: one.name,
             // A name that looks like a URI was a path then.
-            bases: vec![BaseRecord { place: Place::Path(one.base), identity: one.identity }],
+            bases: vec![BaseRecord::new(Place::Path(one.base), one.identity)],
             grain: one.grain,
             direct: one.direct,
             cache_dir: one.cache_dir.map(Place::Path),
@@ -169,7 +185,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<VolumeRecord, RecordError> {
         Versioned { version: 1 } => {
             serde_json::from_slice::<RecordOne>(bytes).map(VolumeRecord::from).map_err(malformed)
         }
-        Versioned { version: VERSION } => serde_json::from_slice(bytes).map_err(malformed),
+        Versioned { version: 2 | VERSION } => serde_json::from_slice(bytes).map_err(malformed),
         Versioned { version } => Err(RecordError::Version { path: path.into(), version }),
     }
 }
@@ -348,7 +364,7 @@ pub(crate) fn new_record(id: String, request: &tzero_api::control::AddVolume, de
         version: VERSION,
         id,
         name: request.name.clone(),
-        bases: request.bases.iter().map(|place| BaseRecord { place: place.clone(), identity: None }).collect(),
+        bases: request.bases.iter().map(|place| BaseRecord::new(place.clone(), None)).collect(),
         grain: request.grain.map_or(tzero_api::control::DEFAULT_GRAIN, |grain| grain.0 as u32),
         direct: request.direct,
         cache_dir: request.cache_dir.clone(),
@@ -459,6 +475,43 @@ mod tests {
         // What another program has added to it says something that this one would lose.
         fs::write(directory.path.join(FILE), ONE.replace("\"declared\"", "\"more\": 1, \"declared\"")).unwrap();
         assert!(matches!(directory.read(), Err(RecordError::Malformed { .. })));
+    }
+
+    #[test]
+    fn a_record_of_version_two_is_read_and_becomes_one_of_today() {
+        const TWO: &str = r#"{
+  "version": 2,
+  "id": "0123456789abcdef0123456789abcdef",
+  "name": "v",
+  "bases": [
+    { "place": "/srv/a", "identity": { "kind": "file", "device": 5, "inode": 7, "born_ns": 9, "size": 8192 } },
+    { "place": "nbd://h/e", "identity": { "kind": "export", "uri": "nbd://h:10809/e", "size": 512 } }
+  ],
+  "grain": 4096,
+  "direct": false,
+  "cache_dir": null,
+  "cache_limit": null,
+  "memory_limit": 65536,
+  "durability": "process",
+  "declared": false,
+  "generation": 1,
+  "cache": { "device": 5, "inode": 8 }
+}
+"#;
+        let scratch = tempfile::tempdir().unwrap();
+        let state = StatePaths::new(scratch.path());
+        let directory = VolumeDirectory::new(&state, &"v".parse().unwrap());
+        directory.create(&record("v", None)).unwrap();
+        fs::write(directory.path.join(FILE), TWO).unwrap();
+        let mut read = directory.read().unwrap();
+        assert!(read.is_old() && !read.is_new());
+        assert_eq!((read.size(), read.bases[1].becoming), (8704, None));
+        read = read.of_today();
+        read.bases[1].becoming = Some(1024);
+        directory.write(&read).unwrap();
+        let read = directory.read().unwrap();
+        let left = |size| read.bases[1].left(size).unwrap().size();
+        assert_eq!([512, 1024, 1536].map(left), [512, 1024, 512], "either size is its own, no other");
     }
 
     #[test]

@@ -107,6 +107,34 @@ pub(crate) enum Refusal {
     RebasedNotServed { volume: Name, place: Place, why: Box<Refusal> },
     #[error("volume {volume} stays on its base, and is not served yet, but tried again: {why}")]
     NotRebased { volume: Name, why: Box<Refusal> },
+    #[error(
+        "volume {volume} still has snapshots ({count}), which have the size that it has: back up what is still wanted, delete them (`tzero snapshot list`), then try again"
+    )]
+    SnapshotsOfSize { volume: Name, count: usize },
+    #[error("a backup of volume {0} is under way: wait for its end, or stop it")]
+    HasMovers(Name),
+    #[error(
+        "{place}, the last base of volume {volume}, is {found} bytes long, and for the volume to be {size} it must be {wanted}: give it that size first, or ask for the one that the volume would have ({would})"
+    )]
+    SizeNotThere { volume: Name, place: Place, found: u64, wanted: u64, size: u64, would: u64 },
+    #[error(
+        "{place}, the last base of volume {volume}, is no file, and only a file can be cut: begin anew with `tzero volume remove {volume}` and `tzero volume add`"
+    )]
+    NotCut { volume: Name, place: Place },
+    #[error(
+        "nothing would be left of {place}, the last base of volume {volume}: the volume must be longer than {least} bytes"
+    )]
+    NothingLeft { volume: Name, place: Place, least: u64 },
+    #[error(
+        "{place} is read and written past the page cache, so its size must be a multiple of {block} bytes: choose another size for volume {volume}"
+    )]
+    NotBlocks { volume: Name, place: Place, block: u64 },
+    #[error("{place}, the last base of volume {volume}, cannot be {wanted} bytes long: {source}")]
+    NotResized { volume: Name, place: Place, wanted: u64, source: std::io::Error },
+    #[error("volume {volume} has the size {size} on record, but is not served yet, and is tried again: {why}")]
+    ResizedNotServed { volume: Name, size: u64, why: Box<Refusal> },
+    #[error("volume {volume} keeps its size, and is not served yet, but tried again: {why}")]
+    UnresizedNotServed { volume: Name, why: Box<Refusal> },
     #[error("volume {volume} still has clients connected ({count}): disconnect them first")]
     HasClients { volume: Name, count: u64 },
     #[error("volume {0} is being changed by another command: try again")]
@@ -187,6 +215,8 @@ impl Refusal {
             | Self::Name(_) => Code::Invalid,
             Self::HasSnapshots { .. }
             | Self::SnapshotsOnBase { .. }
+            | Self::SnapshotsOfSize { .. }
+            | Self::HasMovers(_)
             | Self::HasClients { .. }
             | Self::BeingChanged(_)
             | Self::TooManyJobs(_)

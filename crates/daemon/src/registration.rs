@@ -39,9 +39,9 @@ impl Volumes {
         let made = self.make_base(request, &paths)?;
         let base = OpenBase::open(&self.threads, &request.bases, request.direct, Patience::None)?;
         if let (Some(asked), [only]) = (request.size, &base.components[..])
-            && only.identity.size() != asked.0
+            && only.size() != asked.0
         {
-            let (base, found) = (only.place.clone(), only.identity.size());
+            let (base, found) = (only.place.clone(), only.size());
             return Err(Refusal::BaseHasSize { base, found, asked: asked.0 });
         }
         let grain = request.grain.map_or(DEFAULT_GRAIN, |grain| grain.0 as u32);
@@ -67,9 +67,10 @@ impl Volumes {
                 return Err(Refusal::OwnExport(uri.into()));
             }
             let uses = |volume: &Arc<Volume>| {
-                let record = volume.record.iter();
-                let mut places =
-                    record.flat_map(|record| record.bases.iter().map(|base| &base.place).chain(&record.cache_dir));
+                let record = volume.record();
+                let mut places = record
+                    .iter()
+                    .flat_map(|record| record.bases.iter().map(|base| &base.place).chain(&record.cache_dir));
                 places.any(|place| {
                     place.uri().and_then(|uri| uri.parse().ok()).is_some_and(|uri| remote::resolved(&uri) == parsed)
                 })
@@ -188,7 +189,8 @@ impl Volumes {
 
 /// Whether the volume stands on this file or device.
 fn holds(volume: &Volume, identity: &BaseIdentity) -> bool {
-    let known = volume.record.iter().flat_map(|record| &record.bases).filter_map(|base| base.identity.as_ref());
+    let record = volume.record();
+    let known = record.iter().flat_map(|record| &record.bases).filter_map(|base| base.identity.as_ref());
     // Hardware may share a name; what is open now is told apart by its number.
     let is_open = volume.serving().is_ok();
     known.into_iter().any(|known| if is_open { known.has_number_of(identity) } else { known.is_same(identity) })

@@ -28,11 +28,19 @@ impl Volume {
         Err(Refusal::BaseShrank { volume: self.name.clone(), place, size, was })
     }
 
-    /// Looks whether every component of the base still has its size, and puts on record if one has not. Blocking.
+    /// Looks whether every component of the base still has its size, and puts on record if one has not; not while the volume is being changed,
+    /// or after its end. Blocking.
     pub(crate) fn look_at_base(&self) {
+        if let Ok(_gate) = self.enter() {
+            self.look_closely_at_base();
+        }
+    }
+
+    /// [`Self::look_at_base`] with the gate held.
+    pub(crate) fn look_closely_at_base(&self) {
         let Ok(serving) = self.whole() else { return };
         let cut = serving.base.components.iter().find_map(|component| {
-            let was = component.identity.size();
+            let was = component.size();
             // An export that is cut is another one: every request to it fails.
             let (_, file) = component.local()?;
             let size = size_of(file).ok().filter(|size| *size < was)?;

@@ -45,7 +45,7 @@ use crate::volumes::ATTEMPT;
 pub(crate) struct Volume {
     pub(crate) name: Name,
     /// Absent only where the record itself is damaged.
-    pub(crate) record: Option<VolumeRecord>,
+    record: Mutex<Option<Arc<VolumeRecord>>>,
     pub(crate) directory: VolumeDirectory,
     pub(crate) condition: Condition,
     /// Held shared by whatever changes the volume's snapshots, exclusively by what ends the volume.
@@ -88,7 +88,7 @@ impl Volume {
     fn new(name: Name, record: Option<VolumeRecord>, directory: VolumeDirectory, condition: Condition) -> Self {
         Self {
             name,
-            record,
+            record: Mutex::new(record.map(Arc::new)),
             directory,
             condition,
             gate: RwLock::new(()),
@@ -141,7 +141,7 @@ impl Volume {
             Store::Export(_) => Some(opening::store_limit(&record, &ready)),
         };
         let place = directory.cache(&record);
-        let bases = base.components.iter().map(|component| component.identity.clone()).collect();
+        let bases = base.components.iter().map(|component| component.identity()).collect();
         let found = opening::Found { bases, cache: ready.known, is_other: compared.is_other };
         let (theirs, has_room) = (directory.clone(), ready.no_room.is_none());
         let (record, more) = off_thread(move || opening::put_on_record(&theirs, record, found, has_room)).await?;
@@ -262,12 +262,22 @@ impl Volume {
 
     /// Stable id, empty where the record is damaged.
     pub(crate) fn id(&self) -> String {
-        self.record.as_ref().map(|record| record.id.clone()).unwrap_or_default()
+        self.record().map(|record| record.id.clone()).unwrap_or_default()
+    }
+
+    /// What is remembered of it.
+    pub(crate) fn record(&self) -> Option<Arc<VolumeRecord>> {
+        self.record.lock().expect("nothing panics under this lock").clone()
+    }
+
+    /// Another record is written.
+    pub(crate) fn put_record(&self, record: VolumeRecord) {
+        *self.record.lock().expect("nothing panics under this lock") = Some(Arc::new(record));
     }
 
     /// All snapshots, the oldest first, whether the volume is served or not. Blocking.
     pub(crate) fn snapshots(&self) -> Vec<SnapshotInfo> {
-        match (&self.condition, &self.record) {
+        match (&self.condition, self.record()) {
             (Condition::Serving(serving), _) => serving.engine.snapshots(),
             (Condition::Failed(_), Some(record)) => dormant::snapshots(&self.directory, id_bytes(&record.id)),
             (Condition::Failed(_), None) => Vec::new(),
@@ -327,10 +337,10 @@ impl Volume {
 
     /// Puts on record what the base looks like. Blocking.
     fn record_clean_stop(&self) -> io::Result<()> {
-        self.look_at_base();
+        self.look_closely_at_base();
         // What a base has lost is on record already.
         let Ok(serving) = self.whole() else { return Ok(()) };
-        if let Some(record) = &self.record {
+        if let Some(record) = self.record() {
             serving.tiers.put_by(record.name.as_str(), id_bytes(&record.id), &self.directory, &serving.engine);
         }
         let clean = serving.base.look().map_err(io::Error::other)?;
@@ -363,6 +373,12 @@ impl Volume {
             0 => Ok(()),
             count => Err(Refusal::HasClients { volume: self.name.clone(), count }),
         }
+    }
+
+    /// Refuses while movers are at work.
+    pub(crate) fn refuse_movers(&self) -> Result<(), Refusal> {
+        let movers = self.movers.lock().expect("nothing panics under this lock");
+        if movers.is_empty() { Ok(()) } else { Err(Refusal::HasMovers(self.name.clone())) }
     }
 
     /// How many clients read a snapshot's view.

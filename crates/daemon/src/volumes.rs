@@ -170,7 +170,7 @@ impl Volumes {
         let gone = Arc::clone(&volume);
         off_thread(move || gone.release_export()).await;
         let gone = Arc::clone(&volume);
-        match off_thread(move || gone.directory.remove(gone.record.as_ref())).await {
+        match off_thread(move || gone.directory.remove(gone.record().as_deref())).await {
             // Declared, but it could never be opened.
             Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             other => other?,
@@ -196,7 +196,7 @@ impl Volumes {
         let (true, Ok(gate)) = (is_there, gate) else { return Err(Refusal::BeingChanged(volume.name.clone())) };
         let theirs = Arc::clone(volume);
         let deleted = off_thread(move || {
-            let record = theirs.record.as_ref().ok_or(io::ErrorKind::NotFound)?;
+            let record = theirs.record().ok_or(io::ErrorKind::NotFound)?;
             let done = dormant::delete(&theirs.directory, id_bytes(&record.id), id);
             theirs.copy_snapshots();
             done
@@ -208,15 +208,26 @@ impl Volumes {
 
     fn take_out(&self, volume: &Arc<Volume>) -> Result<(), Refusal> {
         let mut members = self.members.write().expect("nothing panics under this lock");
-        refuse_in_use(&members, volume)?;
+        refuse_with_clients(&members, volume)?;
+        refuse_with_any_snapshots(volume)?;
         members.remove(&volume.name);
         Ok(())
     }
 
-    /// Puts a volume that is not served in the place of one that nobody uses and that has no snapshots: nobody comes to use that any more.
-    pub(crate) fn supplant(&self, old: &Arc<Volume>, new: Volume) -> Result<Arc<Volume>, Refusal> {
+    /// Puts a volume that is not served in the place of one that nobody uses: nobody comes to use that any more. Snapshots are only its own
+    /// affair where they may be there.
+    pub(crate) fn supplant(
+        &self,
+        old: &Arc<Volume>,
+        new: Volume,
+        snapshots: Snapshots,
+    ) -> Result<Arc<Volume>, Refusal> {
         let mut members = self.members.write().expect("nothing panics under this lock");
-        refuse_in_use(&members, old)?;
+        refuse_with_clients(&members, old)?;
+        match snapshots {
+            Snapshots::None => refuse_with_any_snapshots(old)?,
+            Snapshots::Stay => old.refuse_movers()?,
+        }
         let new = Arc::new(new);
         members.insert(old.name.clone(), Arc::clone(&new));
         Ok(new)
@@ -268,19 +279,28 @@ pub(crate) async fn count_snapshots(volume: &Arc<Volume>) -> usize {
     off_thread(move || counted.snapshots().len()).await
 }
 
-/// Refuses a volume that has snapshots or clients, or whose place another value has.
-fn refuse_in_use(members: &BTreeMap<Name, Arc<Volume>>, volume: &Arc<Volume>) -> Result<(), Refusal> {
+/// Whether a volume that gives its place up may have snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Snapshots {
+    /// It may not.
+    None,
+    /// They are found again.
+    Stay,
+}
+
+/// Refuses a volume that has clients, or whose place another value has.
+fn refuse_with_clients(members: &BTreeMap<Name, Arc<Volume>>, volume: &Arc<Volume>) -> Result<(), Refusal> {
     // One that was not served may be by now: another value has its place, and what that has was not looked at.
     if !members.get(&volume.name).is_some_and(|now| Arc::ptr_eq(now, volume)) {
         return Err(Refusal::BeingChanged(volume.name.clone()));
     }
-    if let Condition::Serving(serving) = &volume.condition {
-        let count = serving.engine.snapshots().len();
-        if count > 0 {
-            return Err(Refusal::HasSnapshots { volume: volume.name.clone(), count });
-        }
-    }
     volume.refuse_clients()
+}
+
+/// Of a volume that is served, again: one may have been taken since they were counted.
+fn refuse_with_any_snapshots(volume: &Volume) -> Result<(), Refusal> {
+    let count = volume.serving().map_or(0, |serving| serving.engine.snapshots().len());
+    if count > 0 { Err(Refusal::HasSnapshots { volume: volume.name.clone(), count }) } else { Ok(()) }
 }
 
 /// How long an attempt to open a volume is waited for by whoever removes it,

@@ -1,5 +1,6 @@
 //! A device of any kind that a configuration can name.
 
+use std::io;
 use std::sync::Arc;
 
 use tzero_block::{BlockDevice, ByteRange, Error, Extent, FileDevice, Geometry, Zeroes};
@@ -14,6 +15,27 @@ pub enum AnyDevice {
     File(FileDevice),
     /// An export of an NBD server. Shared, so that others can look at it too.
     Nbd(Arc<NbdDevice>),
+}
+
+impl AnyDevice {
+    /// Looks how long it is by now, and is so long from then on, though never shorter than it was. Gives its length in bytes. Blocking.
+    ///
+    /// # Errors
+    /// `Unsupported` for an export, whose server says only to a new client how long it is; and as [`FileDevice::grow`].
+    pub fn grow(&self) -> io::Result<u64> {
+        match self {
+            Self::File(device) => device.grow(),
+            Self::Nbd(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// What its size is a multiple of, in bytes.
+    pub fn block(&self) -> u64 {
+        match self {
+            Self::File(device) => device.block(),
+            Self::Nbd(device) => device.geometry().alignment.into(),
+        }
+    }
 }
 
 macro_rules! either {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use tzero_api::control::{Durability, LARGEST_GRAIN, SMALLEST_GRAIN};
-use tzero_api::{Name, NameError, Size, SizeError, SnapshotPath, is_private};
+use tzero_api::{Name, NameError, ResizeVolume, Size, SizeError, SnapshotPath, Unfit, is_private};
 use tzero_block::ByteRange;
 use tzero_daemon::{Address, AddressError};
 
@@ -39,6 +39,8 @@ pub(crate) enum ArgumentError {
     #[error("{0}")]
     Size(#[from] SizeError),
     #[error("{0}")]
+    Unfit(#[from] Unfit),
+    #[error("{0}")]
     Address(#[from] AddressError),
     #[error("{0}")]
     Socket(#[from] TooLong),
@@ -59,6 +61,13 @@ pub(crate) fn grain(text: &str) -> Result<Size, ArgumentError> {
     let size: Size = text.parse()?;
     let fits = size.0.is_power_of_two() && (SMALLEST_GRAIN..=LARGEST_GRAIN).contains(&size.0);
     if fits { Ok(size) } else { Err(ArgumentError::Grain) }
+}
+
+/// The size of a volume.
+pub(crate) fn size(text: &str) -> Result<Size, ArgumentError> {
+    let size = text.parse()?;
+    ResizeVolume { size }.check()?;
+    Ok(size)
 }
 
 /// What snapshots survive.

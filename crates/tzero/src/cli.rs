@@ -94,6 +94,14 @@ pub(crate) enum Volume {
         /// Its name
         name: Name,
     },
+    /// Make a volume longer, while it is used, or shorter
+    Resize {
+        /// Its name
+        name: Name,
+        /// Its new size: a file below it is extended or cut, a device or export must have the room
+        #[arg(value_parser = arguments::size)]
+        size: Size,
+    },
     /// Have a volume stand on another base, such as a restored copy; the old one stays as it is
     Rebase {
         /// Its name
@@ -373,7 +381,6 @@ mod tests {
     #[test]
     fn what_later_versions_have_does_not_exist() {
         for line in [
-            "tzero volume resize v 1G",
             "tzero volume changes v",
             "tzero snapshot create s v --freeze fs:/x",
             "tzero backup v --to x --incremental",
@@ -410,6 +417,10 @@ mod tests {
             "tzero volume add v /b --grain 3K",
             "tzero volume add v /b --cache-limit 0",
             "tzero volume rebase v",
+            "tzero volume resize v",
+            "tzero volume resize v 0",
+            "tzero volume resize v 1000",
+            "tzero volume resize v +1G",
             "tzero volume rebase v /a /b",
             "tzero snapshot create backup-0badcafe v",
             "tzero snapshot create s v --scope v",

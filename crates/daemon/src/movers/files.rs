@@ -25,13 +25,14 @@ pub(super) struct Handed {
     pub(super) needs_view: bool,
 }
 
-/// Separate opens, read-only and in the daemon's own mode, in the order of `tzero_api::mover`; and what the components and tiers are.
-pub(super) fn open_for_mover(volume: &Volume, direct: bool) -> io::Result<Handed> {
+/// Separate opens, read-only and in the daemon's own mode, in the order of `tzero_api::mover`; and what the components and tiers are. `size` is
+/// the snapshot's: where the volume has grown since, the end of the last component is not its own.
+pub(super) fn open_for_mover(volume: &Volume, direct: bool, size: u64) -> io::Result<Handed> {
     let serving = volume.serving().map_err(io::Error::other)?;
     let engine = volume.directory.engine();
     let open = |path: PathBuf| File::options().read(true).open(path);
     let mut files = vec![open(engine.join(MAP_NAME))?, open(engine.join(TABLE_NAME))?];
-    let mut components = Vec::new();
+    let (mut components, mut left) = (Vec::new(), size);
     for component in &serving.base.components {
         let access = match &component.medium {
             Medium::File(file) => {
@@ -40,7 +41,9 @@ pub(super) fn open_for_mover(volume: &Volume, direct: bool) -> io::Result<Handed
             }
             Medium::Export(remote) => of_export(remote),
         };
-        components.push(Component { size: component.identity.size(), access, place: component.place.clone() });
+        let size = component.size().min(left);
+        left -= size;
+        components.push(Component { size, access, place: component.place.clone() });
     }
     let mut tiers = Vec::new();
     if let Some(memory) = &serving.tiers.memory {

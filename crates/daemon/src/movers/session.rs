@@ -222,9 +222,9 @@ impl Session {
         let settled = self.daemon.threads.run(move || async move { engine.settled(id).await });
         settled.blocking_recv().map_err(|_| stopped())?;
 
-        let record = volume.record.as_ref().ok_or_else(stopped)?;
-        let Handed { files, components, tiers, needs_view } =
-            open_for_mover(&volume, record.direct).map_err(|error| {
+        let record = volume.record().ok_or_else(stopped)?;
+        let Handed { files, components, tiers, needs_view } = open_for_mover(&volume, record.direct, info.size)
+            .map_err(|error| {
                 refused(
                     FailureCode::Failed,
                     format!("the files of volume {} cannot be opened for a mover: {error}", volume.name),

@@ -135,8 +135,12 @@ fn a_record_that_cannot_be_written_stops_no_host() {
 fn a_volume_that_is_served_by_now_is_not_removed_for_the_one_that_was_not() {
     let bench = Bench::new();
     let (volumes, volume) = bench.start(1);
-    let before =
-        Arc::new(Volume::failed(volume.name.clone(), volume.record.clone(), volume.directory.clone(), "no base"));
+    let before = Arc::new(Volume::failed(
+        volume.name.clone(),
+        volume.record().map(|record| VolumeRecord::clone(&record)),
+        volume.directory.clone(),
+        "no base",
+    ));
     assert!(matches!(volumes.take_out(&before), Err(Refusal::BeingChanged(_))));
     assert!(volumes.get(&volume.name).unwrap().serving().is_ok());
     let deleted = bench.runtime.block_on(volumes.delete_dormant(&before, volume.snapshots()[0].id));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use tzero_api::control::{self, AddVolume, DEFAULT_GRAIN, Durability, TierKind, VolumeState};
-use tzero_api::{Exit, Place, RebaseVolume, Size, StatePaths};
+use tzero_api::{Exit, Place, RebaseVolume, ResizeVolume, Size, StatePaths};
 
 use crate::cli::{Volume, VolumeAdd};
 use crate::commands::client;
@@ -30,6 +30,11 @@ pub(crate) fn run(command: Volume, state: &StatePaths, output: Output) -> Result
         Volume::Show { name } => {
             let volume = client.volume(&name)?;
             show(&volume, output);
+            output.result("volume", &volume);
+        }
+        Volume::Resize { name, size } => {
+            let volume = client.resize_volume(&name, ResizeVolume { size })?;
+            output.line(format!("volume {}: {} of {}", volume.name, Size(volume.size), bases(&volume)));
             output.result("volume", &volume);
         }
         Volume::Rebase { name, path } => {
