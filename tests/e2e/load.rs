@@ -69,7 +69,7 @@ impl Shape {
             return vec![base];
         }
         let whole = read(&base);
-        let cut = whole.len() * 3 / 8 + 3 * 4096;
+        let cut = (whole.len() * 3 / 8 + 3 * 4096) / 4096 * 4096;
         let second = base.with_extension("second");
         fs::write(&second, &whole[cut..]).expect("the second component can be written");
         fs::OpenOptions::new()

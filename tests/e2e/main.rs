@@ -30,6 +30,7 @@ mod postgres;
 mod power;
 mod rebase;
 mod reconnect;
+mod resize;
 mod restores;
 mod snapshots;
 mod soak;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tzero_api::jobs::UnfitRestore;
 use tzero_api::{Code, Failure, Name, Place, SnapshotPath, Unfit, sentence};
-use tzero_engine::SnapshotError;
+use tzero_engine::{NoMemory, SnapshotError};
 use tzero_originals::ComponentsError;
 
 use crate::base::BaseError;
@@ -131,6 +131,8 @@ pub(crate) enum Refusal {
     NotBlocks { volume: Name, place: Place, block: u64 },
     #[error("{place}, the last base of volume {volume}, cannot be {wanted} bytes long: {source}")]
     NotResized { volume: Name, place: Place, wanted: u64, source: std::io::Error },
+    #[error("volume {volume} cannot be so long: {source}")]
+    NoBits { volume: Name, source: NoMemory },
     #[error("volume {volume} has the size {size} on record, but is not served yet, and is tried again: {why}")]
     ResizedNotServed { volume: Name, size: u64, why: Box<Refusal> },
     #[error("volume {volume} keeps its size, and is not served yet, but tried again: {why}")]

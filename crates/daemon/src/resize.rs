@@ -23,7 +23,6 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
 use tzero_api::{Name, ResizeVolume};
-use tzero_engine::Volume as Engine;
 
 use crate::base::{Component, Medium};
 use crate::identity::size_of;
@@ -166,6 +165,8 @@ fn grow(volume: &Volume, mut record: VolumeRecord, opening: &Opening) -> Result<
     let last = last_of(serving);
     let place = record.bases.last_mut().expect("a volume has a base");
     let wanted = place.becoming.expect("the record allows for a new size");
+    let no_memory = |source| Refusal::NoBits { volume: volume.name.clone(), source };
+    serving.engine.prepare_to_grow(serving.engine.size() - last.size() + wanted).map_err(no_memory)?;
     let was = room_for(last, wanted).map_err(|source| not_resized(volume, last, wanted, source))?;
     volume.directory.write(&record)?;
     opening.pass(Moment::ResizeIntended);
@@ -190,8 +191,7 @@ fn grow(volume: &Volume, mut record: VolumeRecord, opening: &Opening) -> Result<
     device.grow().map_err(|source| not_resized(volume, last, wanted, source))?;
     last.has_grown(wanted);
     volume.put_record(record);
-    Engine::grow(&serving.engine);
-    Ok(())
+    serving.engine.grow().map(drop).map_err(no_memory)
 }
 
 /// Gives the last base of a closed volume the size that the record allows for. Blocking.

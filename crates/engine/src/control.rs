@@ -178,7 +178,8 @@ impl<P: Platform> Volume<P> {
             return Ok(());
         }
         let mut missing = Vec::new();
-        let cut = self.grains_of(&snapshot);
+        let late = self.platform.planted(Planted::ShortEndNotReleased);
+        let cut = if late { self.grains() } else { self.grains_of(&snapshot) };
         for range in ranges {
             let grains = cut.covered(*range);
             let whole = cut.range_of(&grains);

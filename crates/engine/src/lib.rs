@@ -28,6 +28,7 @@ mod volume;
 pub use control::{SnapshotKind, is_valid_name};
 pub use host::HostSession;
 pub use ladder::{MOST_SLOWED, MoverAtWork, Pressure, Rung};
+pub use pending::NoMemory;
 pub use platform::Platform;
 pub use points::{Event, Planted, Point};
 pub use recovery::{MAP_NAME, TABLE_NAME};

@@ -27,6 +27,18 @@ const WORDS: usize = (CHUNK / 64) as usize;
 /// are bytes.
 const SEGMENTS: usize = 160;
 
+/// There is no memory for so many bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMemory;
+
+impl std::fmt::Display for NoMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("there is no memory for a bit for each of its grains")
+    }
+}
+
+impl std::error::Error for NoMemory {}
+
 /// Bits of neighbouring grains that are armed together.
 struct Chunk {
     stamp: AtomicU64,
@@ -47,8 +59,12 @@ struct Segment {
 }
 
 impl Segment {
-    fn new(chunks: Range<u64>, stamp: u64) -> Self {
-        Self { start: chunks.start, chunks: chunks.map(|_| Chunk::new(stamp)).collect() }
+    fn new(chunks: Range<u64>, stamp: u64) -> Result<Self, NoMemory> {
+        let (start, count) = (chunks.start, usize::try_from(chunks.end - chunks.start).map_err(|_| NoMemory)?);
+        let mut all = Vec::new();
+        all.try_reserve_exact(count).map_err(|_| NoMemory)?;
+        all.extend(chunks.map(|_| Chunk::new(stamp)));
+        Ok(Self { start, chunks: all.into_boxed_slice() })
     }
 
     fn end(&self) -> u64 {
@@ -77,26 +93,39 @@ impl Pending {
     pub(crate) fn new(count: u64) -> Self {
         Self {
             count: AtomicU64::new(count),
-            first: Segment::new(0..count.div_ceil(CHUNK), 0),
+            first: Segment { start: 0, chunks: (0..count.div_ceil(CHUNK)).map(|_| Chunk::new(0)).collect() },
             further: Box::new([const { OnceLock::new() }; SEGMENTS]),
             armed: AtomicU64::new(0),
             idle: AtomicBool::new(true),
         }
     }
 
-    /// Bits for more grains, which are pending for nobody. Under the volume's lock, before anybody hears of the new grains.
-    pub(crate) fn grow(&self, count: u64) {
+    /// Makes sure that there are bits for so many grains. Under the volume's lock.
+    ///
+    /// # Errors
+    /// Where there is no memory for them: then nothing has changed.
+    pub(crate) fn reserve(&self, count: u64) -> Result<(), NoMemory> {
         let needed = count.div_ceil(CHUNK);
         let known = self.further.iter().map_while(OnceLock::get);
         let end = known.last().map_or(self.first.end(), Segment::end);
         if needed > end {
             let armed = self.armed.load(Ordering::Acquire);
             let place = self.further.iter().find(|place| place.get().is_none());
-            let segment = Segment::new(end..needed.max(end + end / 4), armed);
+            let segment = Segment::new(end..needed.max(end + end / 4), armed)?;
             let taken = place.is_some_and(|place| place.set(segment).is_ok());
             assert!(taken, "there is always a place for one more");
         }
+        Ok(())
+    }
+
+    /// More grains, which are pending for nobody. Under the volume's lock, before anybody hears of them.
+    ///
+    /// # Errors
+    /// As [`Self::reserve`].
+    pub(crate) fn grow(&self, count: u64) -> Result<(), NoMemory> {
+        self.reserve(count)?;
         self.count.store(count, Ordering::Release);
+        Ok(())
     }
 
     /// The chunk of a grain that the volume has.
@@ -242,7 +271,7 @@ mod tests {
         assert!(pending.test_filled(9, false));
         let mut count = 10;
         for more in [11, 4096, 4097, 50_000, 50_001, 3_000_000] {
-            pending.grow(more);
+            pending.grow(more).unwrap();
             // The chunk of the old end may be stale; what is filled says only what is there.
             for grain in [count, more - 1].into_iter().filter(|grain| grain / CHUNK > (count - 1) / CHUNK) {
                 assert_eq!(pending.first(grain..grain + 1), None, "{grain} of {more}");
@@ -258,7 +287,8 @@ mod tests {
         }
         pending.clear_all(0..count);
         assert_eq!(pending.first(0..count), None);
-        pending.grow(count + 1);
+        assert_eq!(pending.reserve(u64::MAX / 512), Err(NoMemory));
+        pending.grow(count + 1).unwrap();
         assert_eq!(pending.first(0..count + 1), None, "the last chunk is filled, and its new grain is nobody's");
     }
 }

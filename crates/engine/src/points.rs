@@ -178,6 +178,16 @@ pub enum Planted {
     DeletionNotDurable,
     /// After a loss of power epochs go on from the snapshots that are known, whatever records are there.
     EpochReused,
+    /// A snapshot needs what the volume has become longer by since its T0.
+    GrownForAll,
+    /// The original of a last grain that was short is given up at a start, because the grain is longer now.
+    ShortOriginalFreed,
+    /// An entry is cut by another size than its payload.
+    SaveCutTwice,
+    /// What a snapshot has captured of its short last grain does not count, because the grain is longer now.
+    ShortEndNotReleased,
+    /// A new size is on record before the base has it. Of the simulator's daemon.
+    SizeRecordedFirst,
 }
 
 impl Planted {
@@ -191,6 +201,15 @@ impl Planted {
         Self::ReleaseNotDurable,
         Self::DeletionNotDurable,
         Self::EpochReused,
+    ];
+
+    /// Those that show only where the volume grows.
+    pub const OF_GROWTH: &[Planted] = &[
+        Self::GrownForAll,
+        Self::ShortOriginalFreed,
+        Self::SaveCutTwice,
+        Self::ShortEndNotReleased,
+        Self::SizeRecordedFirst,
     ];
 
     /// All of them.
@@ -234,6 +253,11 @@ impl Planted {
         Self::ReleaseNotDurable,
         Self::DeletionNotDurable,
         Self::EpochReused,
+        Self::GrownForAll,
+        Self::ShortOriginalFreed,
+        Self::SaveCutTwice,
+        Self::ShortEndNotReleased,
+        Self::SizeRecordedFirst,
     ];
 }
 

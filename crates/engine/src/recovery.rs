@@ -112,6 +112,9 @@ impl<P: Platform> Volume<P> {
             snapshot.set_broken(reason, at);
         }
         platform.point(Point::RecoveryLost).await;
+        if platform.planted(Planted::ShortOriginalFreed) {
+            entries.retain(|(_, entry)| u64::from(entry.len) == grains.range(grains.at(entry.offset)).len());
+        }
         let damaged_count = damaged.len();
         let area = prepare(&cache, &table, &found).await;
         let life = table.begin_life().map_err(OpenError::State)?;

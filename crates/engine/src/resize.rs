@@ -16,23 +16,39 @@ use std::sync::atomic::Ordering;
 use tzero_block::BlockDevice;
 use tzero_originals::Grains;
 
+use crate::pending::NoMemory;
 use crate::platform::Platform;
-use crate::points::Event;
+use crate::points::{Event, Planted};
 use crate::snapshots::Snapshot;
 use crate::volume::Volume;
 
 impl<P: Platform> Volume<P> {
+    /// Makes sure that [`Self::grow`] to this size finds the memory that it needs.
+    ///
+    /// # Errors
+    /// Where there is none: then nothing has changed.
+    pub fn prepare_to_grow(&self, size: u64) -> Result<(), NoMemory> {
+        let _claims = self.lock();
+        self.pending.reserve(self.cut.over(size).count())
+    }
+
     /// Takes over what the base has become longer by, for sessions and snapshots that begin from now on; gives the size. The base must have it
     /// on whatever it is made of, and on record, for good.
-    pub fn grow(&self) -> u64 {
+    ///
+    /// # Errors
+    /// As [`Self::prepare_to_grow`].
+    pub fn grow(&self) -> Result<u64, NoMemory> {
         let _claims = self.lock();
         let (was, size) = (self.size(), self.base.geometry().size);
         if size > was {
-            self.pending.grow(self.cut.over(size).count());
+            self.pending.grow(self.cut.over(size).count())?;
+            if self.platform.planted(Planted::GrownForAll) && self.snapshots.any_live() {
+                self.pending.arm();
+            }
             self.size.store(size, Ordering::SeqCst);
             self.platform.observe(Event::Grown { from: was, to: size });
         }
-        size.max(was)
+        Ok(size.max(was))
     }
 
     /// How the volume was cut at a snapshot's T0.

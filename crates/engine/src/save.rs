@@ -178,6 +178,9 @@ impl<P: Platform> Volume<P> {
     /// Whether a snapshot from before the tag has no original of the grain yet.
     fn is_needed(&self, grain: GrainIndex, tag: Epoch) -> bool {
         let newest = self.originals.newest(grain).filter(|_| !self.platform.planted(Planted::LastOriginalWins));
+        if self.platform.planted(Planted::GrownForAll) && newest.is_none() && self.snapshots.any_live() {
+            return true;
+        }
         self.snapshots.any_needing(self.grains(), grain, newest, tag)
     }
 
@@ -293,9 +296,10 @@ impl<P: Platform> Volume<P> {
             })?;
         self.platform.point(Point::Reserved).await;
         let writes = self.place(&reservation.slots, &stored, &mut payloads);
+        let labelled = if self.platform.planted(Planted::SaveCutTwice) { self.grains() } else { cut };
         let line = |(grain, payload): (&GrainIndex, Payload)| Original {
             grain: *grain,
-            len: cut.range(*grain).len() as u32,
+            len: labelled.range(*grain).len() as u32,
             payload,
         };
         let lines: Vec<Original> = run.iter().zip(payloads).map(line).collect();

@@ -102,6 +102,7 @@ impl Client {
             Op::Outboard { chunk, boundary, pause_ns } => {
                 outboard::copy(scene, &who, Pace { chunk, boundary, pause_ns }).await;
             }
+            Op::Grow { size } => scene.grow(&who, size).await,
             Op::Fault(fault) => self.arm(fault),
             Op::Pause { ns } => sleep(ns).await,
         }
@@ -124,6 +125,8 @@ impl Client {
     async fn change(&self, who: &str, kind: Kind, range: ByteRange, zeroes: Zeroes) {
         let scene = &self.scene;
         let (daemon, session) = self.connect().await;
+        // What the volume has become longer by is not the session's.
+        let Some(range) = known_to(&session, range) else { return };
         let id = scene.oracle.submit(kind, range, zeroes.fua && kind != Kind::Trim);
         let failures = || {
             let failed = |action| scene.base.failures(action);
@@ -172,6 +175,7 @@ impl Client {
     async fn read(&self, who: &str, range: ByteRange) {
         let scene = &self.scene;
         let (daemon, session) = self.connect().await;
+        let Some(range) = known_to(&session, range) else { return };
         let (failures, token) = (scene.base.failures(Action::Read), scene.oracle.read_begins(range));
         let read = async move { session.read(range.start(), Buffer::zeroed(range.len() as usize)).await };
         match scene.call_on(&daemon, who, read).await {
@@ -187,6 +191,7 @@ impl Client {
     async fn status(&self, who: &str, range: ByteRange) {
         let scene = &self.scene;
         let (daemon, session) = self.connect().await;
+        let Some(range) = known_to(&session, range) else { return };
         let token = scene.oracle.read_begins(range);
         match scene.call_on(&daemon, who, async move { session.block_status(range).await }).await {
             None => {}
@@ -214,6 +219,11 @@ impl Client {
             FaultOp::State(call, times) => self.scene.directory.inject(StorageFault { call, skip: 0, times }),
         }
     }
+}
+
+/// What of a range a session knows.
+fn known_to(session: &HostSession<SimPlatform>, range: ByteRange) -> Option<ByteRange> {
+    range.intersection(ByteRange::new(0, session.info().size))
 }
 
 /// The request of a change.

@@ -23,7 +23,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tzero_block::{Action, ByteRange, Extent, Geometry};
+use tzero_block::{Action, ByteRange, Extent};
 
 use crate::executor::{Crash, Process, after, is_dead, moment, record};
 use crate::power::Cut;
@@ -64,7 +64,7 @@ pub struct DiskOptions {
     pub name: &'static str,
     /// In bytes; need not be a multiple of anything.
     pub size: u64,
-    /// See [`Geometry::alignment`].
+    /// See [`tzero_block::Geometry::alignment`].
     pub alignment: u32,
     /// How long requests take.
     pub latency: Latency,
@@ -102,6 +102,8 @@ pub struct Injection {
 
 struct State {
     options: DiskOptions,
+    /// How long it is now, in bytes: up to its whole size.
+    len: u64,
     bytes: Vec<u8>,
     allocated: Vec<bool>,
     allocated_sectors: u64,
@@ -132,6 +134,7 @@ impl Disk {
             failed: Vec::new(),
             platter: Platter::default(),
             random,
+            len: options.size,
             options,
         })))
     }
@@ -165,9 +168,26 @@ impl Disk {
 
     /// Opens the disk for `process`.
     pub fn open(&self, process: Process) -> DiskHandle {
-        let options = &self.state().options;
-        let geometry = Geometry { size: options.size, alignment: options.alignment };
-        DiskHandle::new(self.clone(), geometry, process)
+        let alignment = self.state().options.alignment;
+        DiskHandle::new(self.clone(), alignment, process)
+    }
+
+    /// How long it is, in bytes.
+    pub fn size(&self) -> u64 {
+        self.state().len
+    }
+
+    /// Makes it so long, durably, up to its whole size: longer by a hole, or shorter. Nobody may have a request behind the new end.
+    pub fn resize(&self, len: u64) {
+        let mut state = self.state();
+        assert!(len <= state.options.size, "a disk has an end");
+        let gone = ByteRange::between(len.min(state.len), state.len);
+        if !gone.is_empty() {
+            state.bytes[gone.start() as usize..gone.end() as usize].fill(0);
+            state.deallocate(gone);
+            state.platter.forget(sectors_of(gone));
+        }
+        state.len = len;
     }
 
     /// Arms a fault.

@@ -106,10 +106,10 @@ pub fn scan(scene: &Scene) -> Scan {
 }
 
 /// A mover's own look at the daemon's files.
-pub fn reader(scene: &Scene, who: &str, process: Process) -> Option<Reader> {
+pub fn reader(scene: &Scene, who: &str, process: Process, known: &Known) -> Option<Reader> {
     let storage = scene.directory.open(process);
     let (map, table) = (storage.attach("map")?, storage.attach("snapshots")?);
-    match OriginalsReader::open(map, table, scene.cache.open(process), scene.plan.shape.cells.size) {
+    match OriginalsReader::open(map, table, scene.cache.open(process), known.size) {
         Ok(mut reader) => {
             reader.set_scan(scan(scene));
             Some(reader)
@@ -143,14 +143,14 @@ impl Mover {
         let snapshot = info.reference();
         // Until it ends, or the daemon does.
         let _at_work = scene.call(&self.who, |volume| async move { volume.mover_at_work() }).await?;
-        let mut reader = reader(scene, &self.who, self.process)?;
+        let mut reader = reader(scene, &self.who, self.process, known)?;
         let base = scene.base.open(self.process);
         let journal = self.captured(known.number);
         if !journal.is_empty() && known.release {
             // It may have died before the daemon heard of them.
             snapshots::release(scene, &self.who, known, &journal).await;
         }
-        let pieces = ByteRange::new(0, scene.plan.shape.cells.size).pieces(chunk * u64::from(scene.plan.shape.grain));
+        let pieces = ByteRange::new(0, known.size).pieces(chunk * u64::from(scene.plan.shape.grain));
         let mut batched = Vec::new();
         let mut seen = scene.sequence();
         for (number, piece) in pieces.filter(|piece| !journal.contains(piece)).enumerate() {

@@ -240,6 +240,22 @@ impl Oracle {
         model.flushed = now;
     }
 
+    /// While nobody served it, the device was cut, durably: what was there is zeroes when it is longer again.
+    pub fn cut(&self, range: ByteRange) {
+        let mut model = self.model();
+        let now = model.tick();
+        let cells = model.cells_within(range);
+        let mut cut = Change { fua: true, ..Change::new(Kind::Zeroes, cells.clone(), now, 0) };
+        cut.admitted = Some(Moment { incarnation: model.incarnation - 1, epoch: u64::MAX });
+        cut.finish(Outcome::Done, now);
+        model.changes.push(cut);
+        let id = ChangeId(model.changes.len() as u32);
+        for index in cells {
+            model.by_cell[index].admit(id, now);
+            model.by_cell[index].settle(now);
+        }
+    }
+
     /// A client is about to read from the host export.
     pub fn read_begins(&self, range: ByteRange) -> ReadToken {
         ReadToken { range, started: self.model().tick() }

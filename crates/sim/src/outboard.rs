@@ -44,7 +44,7 @@ pub async fn copy(scene: &Rc<Scene>, who: &str, pace: Pace) {
 }
 
 async fn run(scene: &Rc<Scene>, who: &str, process: Process, known: &Known, pace: Pace) -> Option<()> {
-    let (id, size) = (known.id, scene.plan.shape.cells.size);
+    let (id, size) = (known.id, known.size);
     let piece = pace.chunk * u64::from(scene.plan.shape.grain);
     let info = scene
         .call(who, |volume| async move {
@@ -54,7 +54,7 @@ async fn run(scene: &Rc<Scene>, who: &str, process: Process, known: &Known, pace
         .await??;
     let snapshot = info.reference();
     let early = scene.call(who, |volume| async move { volume.marker() }).await?;
-    let mut reader = reader(scene, who, process)?;
+    let mut reader = reader(scene, who, process, known)?;
     if scene.planted == Some(Planted::OverlayNotCaughtUp) {
         reader.set_scan(Scan { once: true, ..scan(scene) });
         reader.catch_up().await.ok()?;
@@ -114,7 +114,7 @@ async fn end(scene: &Rc<Scene>, who: &str, known: &Known) -> Option<()> {
     let ended = scene.call(who, |volume| async move { volume.end_snapshot(id).await }).await?;
     drop(doing);
     if let Err(error) = ended {
-        let whole = ByteRange::new(0, scene.plan.shape.cells.size);
+        let whole = ByteRange::new(0, known.size);
         if scene.directory.failures() == failures && !scene.may_refuse(known, whole, 0) {
             fail(format!("{who}: snapshot {} cannot be ended: {error}", known.number));
         }

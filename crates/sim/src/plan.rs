@@ -35,8 +35,10 @@ pub struct Shape {
     pub cells: Cells,
     /// Alignment of base and cache.
     pub alignment: u32,
-    /// Bytes of each component of the base, in order.
+    /// Bytes of each component of the base, in order, once it is as long as it will ever be.
     pub components: Vec<u64>,
+    /// Bytes of the volume at the start: its last component may be shorter then.
+    pub first_size: u64,
     /// What originals outlive.
     pub durability: Durability,
     /// Bytes of each tier of the cache, in order.
@@ -170,6 +172,11 @@ pub enum Op {
         /// How long the originals wait to be copied.
         pause_ns: u64,
     },
+    /// Makes the volume longer, up to what its cells have.
+    Grow {
+        /// Bytes that it has then.
+        size: u64,
+    },
     /// Arms a fault.
     Fault(FaultOp),
     /// Does nothing for a while.
@@ -227,6 +234,8 @@ pub enum End {
         reboot: bool,
         /// It is killed while it stops, at the moment of this kind and number from then on.
         killed: Option<CrashPlan>,
+        /// The base is cut to so many bytes afterwards, if it is longer, the stop was clean and no snapshot stands.
+        cut: Option<u64>,
     },
 }
 
@@ -254,13 +263,16 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed.
     pub fn new(seed: u64) -> Self {
-        draw::plan(seed, &mut Random::labelled(seed, "plan"), false)
+        Self::planted(seed, None)
     }
 
-    /// The plan of a seed in which a fault is planted, if any: where it shows only if originals outlive a loss of power they do.
+    /// The plan of a seed in which a fault is planted, if any: where it shows only if originals outlive a loss of power they do, and where it
+    /// shows only if the volume grows it does.
     pub fn planted(seed: u64, fault: Option<Planted>) -> Self {
-        let of_power = fault.is_some_and(|fault| Planted::OF_POWER.contains(&fault));
-        draw::plan(seed, &mut Random::labelled(seed, "plan"), of_power)
+        let is_of = |faults: &[Planted]| fault.is_some_and(|fault| faults.contains(&fault));
+        let mut plan = draw::plan(seed, &mut Random::labelled(seed, "plan"), is_of(Planted::OF_POWER));
+        draw::sizes(&mut plan, &mut Random::labelled(seed, "sizes"), is_of(Planted::OF_GROWTH));
+        plan
     }
 
     /// How many operations there are.

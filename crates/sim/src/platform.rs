@@ -13,7 +13,7 @@ use crate::executor::{Crash, Process, current_name, fail, interleave, is_dead, m
 use crate::oracle::{Oracle, current_change};
 use crate::races::Races;
 use crate::random::mix;
-use crate::savings::Savings;
+use crate::savings::{Savings, Sizes};
 use crate::storage::StorageHandle;
 use crate::story::happens;
 
@@ -43,6 +43,12 @@ pub struct SimPlatform {
     pub longest_save: u64,
     /// Ids given out so far, over all incarnations.
     pub ids: Arc<AtomicU64>,
+    /// Bytes of the volume, as far as the engine knows.
+    pub size: AtomicU64,
+    /// Bytes of a grain.
+    pub grain: u64,
+    /// How long the volume was at each T0.
+    pub sizes: Sizes,
 }
 
 impl Platform for SimPlatform {
@@ -109,6 +115,12 @@ impl Platform for SimPlatform {
         }
         if let Event::Confirmed { id } = event {
             self.confirmed.lock().expect("nothing panics under this lock").insert(id);
+        }
+        match event {
+            Event::Grown { to, .. } => self.size.store(to, Ordering::Relaxed),
+            Event::Armed { epoch, .. } => self.sizes.armed(epoch.0, self.size.load(Ordering::Relaxed)),
+            Event::Published { grain, tag, .. } => self.sizes.saved(grain.0 * self.grain, tag.0),
+            _ => {}
         }
         self.savings.observe(event);
         self.races.observe(event);

@@ -89,6 +89,11 @@ races! {
     OutboardGood = "outboard copy with originals up to its end equals T0",
     OutboardToMarker = "outboard copy with originals up to its marker, copy-on-write going on, equals T0",
     OutboardToAll = "outboard copy with all originals, copy-on-write going on, equals T0",
+    Grown = "volume grown while a snapshot stands",
+    GrowDuringChange = "volume grown while a change is in flight",
+    GrowDuringCreate = "snapshot taken while the volume grows",
+    CrashInGrow = "daemon killed while the volume grows",
+    Cut = "base cut while nobody uses it, and used again",
     SnapshotsAtOnce = "five snapshots or more at once",
 }
 
@@ -107,6 +112,8 @@ pub enum Doing {
     End(u32),
     /// Releases a range of the snapshot with this number.
     Release(u32, ByteRange),
+    /// Makes the volume longer.
+    Grow,
     /// Opens the volume.
     Recovery,
 }
@@ -204,6 +211,7 @@ impl Races {
                 Doing::Delete(_) => Some(Race::CrashInDelete),
                 Doing::Release(..) => Some(Race::CrashInRelease),
                 Doing::Recovery => Some(Race::CrashInRecovery),
+                Doing::Grow => Some(Race::CrashInGrow),
                 Doing::View(..) | Doing::End(_) => None,
             });
         }
@@ -280,10 +288,13 @@ impl State {
     }
 
     fn alone(&mut self, doing: Doing) {
-        let Doing::Change(range) = doing else { return };
         if self.standing == 0 {
             return;
         }
+        if doing == Doing::Grow {
+            self.reach(Race::Grown);
+        }
+        let Doing::Change(range) = doing else { return };
         let part = range.start() % self.grain != 0 || (range.end() % self.grain != 0 && range.end() != self.size);
         if part {
             self.reach(Race::PartGrain);
@@ -305,6 +316,8 @@ impl State {
                     self.reach(Race::Crossing);
                 }
             }
+            (Doing::Grow, Doing::Change(_)) => self.reach(Race::GrowDuringChange),
+            (Doing::Grow, Doing::Create) => self.reach(Race::GrowDuringCreate),
             (Doing::Create, Doing::Change(_)) => self.reach(Race::CreateDuringChange),
             (Doing::Create, Doing::View(..)) => self.reach(Race::CreateDuringView),
             (Doing::Delete(_), Doing::Change(_)) => self.reach(Race::DeleteDuringChange),

@@ -1,8 +1,9 @@
 //! What the engine saves: each grain once for an epoch (INV-3), each slot for one original at a time (INV-4).
 //!
 //! Told by the engine's events, within one incarnation; what an earlier one saved is judged by what is read.
+//! And nothing is saved of what no snapshot had at its T0, which is known over all incarnations.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use tzero_engine::Event;
@@ -44,6 +45,33 @@ impl Savings {
             }
             _ => {}
         }
+    }
+}
+
+/// How long the volume was at each T0, by epoch.
+#[derive(Clone, Default)]
+pub struct Sizes(Arc<Mutex<BTreeMap<u64, u64>>>);
+
+impl Sizes {
+    /// A snapshot begins this epoch.
+    pub fn armed(&self, epoch: u64, size: u64) {
+        let mut sizes = self.0.lock().expect("nothing panics while it holds the sizes");
+        // After a loss of power an epoch may come again.
+        let known = sizes.entry(epoch).or_default();
+        *known = size.max(*known);
+    }
+
+    /// An original is saved of the grain that begins here.
+    pub fn saved(&self, start: u64, tag: u64) {
+        let sizes = self.0.lock().expect("nothing panics while it holds the sizes");
+        if sizes.range(..=tag).all(|(_, size)| *size <= start) {
+            fail(format!("an original of byte {start} is saved, and no snapshot up to epoch {tag} had it"));
+        }
+    }
+
+    /// No snapshot stands.
+    pub fn forget(&self) {
+        self.0.lock().expect("nothing panics while it holds the sizes").clear();
     }
 }
 

@@ -19,15 +19,15 @@ use tzero_originals::{BrokenReason, Components, OnFull, RangeSet, SnapshotId};
 
 use crate::contents::{Cells, Version};
 use crate::disk::{DiskOptions, Row};
-use crate::executor::{Process, die, draw, fail, is_dead, note, spawn, spawn_joined};
-use crate::mover::Copy;
+use crate::executor::{Crash, Process, die, draw, fail, interleave, is_dead, moment, note, spawn, spawn_joined};
+use crate::mover::{Copy, PLACE};
 use crate::oracle::{Oracle, Standing};
 use crate::plan::{MOST_COMPONENTS, Plan, Shape};
 use crate::platform::SimPlatform;
 use crate::power::{Cut, Loss};
 use crate::races::{Doing, Race, Races};
 use crate::random::mix;
-use crate::savings::Savings;
+use crate::savings::{Savings, Sizes};
 use crate::storage::Directory;
 
 /// Names of the components of the base, and of the tiers of the cache.
@@ -65,6 +65,8 @@ pub struct Known {
     pub on_full: OnFull,
     /// What it is of; empty: the whole volume.
     pub scope: Vec<ByteRange>,
+    /// Bytes that the volume had at its T0; 0 where nobody was told.
+    pub size: u64,
     /// Its copy-on-write was, or may have been, ended.
     pub ended: bool,
     /// It was: what it retains is pinned.
@@ -130,6 +132,10 @@ pub struct Scene {
     lost: RefCell<Vec<ByteRange>>,
     /// There is no memory for originals since the machine's last start.
     withheld: Cell<bool>,
+    /// How long the base is on record, and what it may be instead.
+    recorded: Cell<(u64, Option<u64>)>,
+    /// How long the volume was at each T0, by epoch.
+    sizes: Sizes,
 }
 
 impl Scene {
@@ -145,7 +151,10 @@ impl Scene {
         let cache = row(&TIERS, &plan.shape.tiers, plan.shape.cache_latency);
         let (seed, filled) = (plan.seed, plan.shape.filled);
         // In stretches, so that there are whole grains of holes.
-        let is_filled = move |index: usize| mix(seed ^ (index / 32) as u64) % 16 < filled;
+        let first = plan.shape.first_size;
+        let is_filled =
+            move |index: usize| (index as u64) * cells.cell < first && mix(seed ^ (index / 32) as u64) % 16 < filled;
+        base.resize(first);
         fill(&base, cells, &is_filled);
         Rc::new(Self {
             oracle: Oracle::new(cells, is_filled),
@@ -174,6 +183,8 @@ impl Scene {
             served: Cell::new(false),
             lost: RefCell::default(),
             withheld: Cell::new(false),
+            recorded: Cell::new((first, None)),
+            sizes: Sizes::default(),
             plan,
         })
     }
@@ -294,9 +305,9 @@ impl Scene {
         ByteRange::between(range.start() / grain * grain, range.end().next_multiple_of(grain).min(size))
     }
 
-    /// Narrows a range to whole grains.
-    pub fn covered(&self, range: ByteRange) -> Option<ByteRange> {
-        let (grain, size) = (u64::from(self.plan.shape.grain), self.plan.shape.cells.size);
+    /// Narrows a range of a snapshot to its whole grains.
+    pub fn covered(&self, known: &Known, range: ByteRange) -> Option<ByteRange> {
+        let (grain, size) = (u64::from(self.plan.shape.grain), known.size);
         let end = if range.end() == size { size } else { range.end() / grain * grain };
         let start = range.start().next_multiple_of(grain);
         (start < end).then(|| ByteRange::between(start, end))
@@ -334,8 +345,61 @@ impl Scene {
             || self.cache.failures(Action::Read) != cache_failures
     }
 
+    /// Makes the volume longer, as a daemon does that is asked to.
+    pub async fn grow(self: &Rc<Self>, who: &str, size: u64) {
+        let daemon = self.daemon().await;
+        let was = self.base.size();
+        if size <= was {
+            return;
+        }
+        let (scene, process, volume) = (Rc::clone(self), daemon.process, Arc::clone(&daemon.volume));
+        let early = self.planted == Some(Planted::SizeRecordedFirst);
+        let doing = self.races.begin(Doing::Grow);
+        self.call_on(&daemon, who, async move {
+            scene.recorded.set(if early { (size, None) } else { (was, Some(size)) });
+            step(process).await;
+            scene.base.resize(size);
+            step(process).await;
+            scene.recorded.set((size, None));
+            step(process).await;
+            if volume.grow() != Ok(size) {
+                fail(format!("the volume has not grown to {size} bytes"));
+            }
+        })
+        .await;
+        drop(doing);
+    }
+
+    /// Whether the daemon of the moment, alive or dead, has no snapshot.
+    pub fn has_no_snapshots(&self) -> bool {
+        self.daemon.borrow().as_ref().is_some_and(|daemon| daemon.volume.snapshots().is_empty())
+    }
+
+    /// The base is cut while nobody serves it, and no snapshot stands.
+    pub fn cut(&self, size: u64) {
+        let was = self.base.size();
+        if size < was {
+            self.base.resize(size);
+            self.recorded.set((size, None));
+            self.oracle.cut(ByteRange::between(size, was));
+            self.sizes.forget();
+            self.races.reach(Race::Cut);
+        }
+    }
+
+    /// How long the base is, which must be what is on record.
+    fn found_size(&self) -> u64 {
+        let (found, (size, becoming)) = (self.base.size(), self.recorded.get());
+        if found != size && Some(found) != becoming {
+            fail(format!("the base is {found} bytes long, and {size} ({becoming:?}) is on record"));
+        }
+        self.recorded.set((found, None));
+        found
+    }
+
     /// Starts a daemon.
     pub fn start(self: &Rc<Self>, process: Process) {
+        let size = self.found_size();
         let platform = SimPlatform {
             process,
             oracle: self.oracle.clone(),
@@ -346,6 +410,9 @@ impl Scene {
             close_synced: Arc::clone(&self.close_synced),
             confirmed: Arc::clone(&self.confirmed),
             longest_save: self.plan.shape.longest_save_ns,
+            size: AtomicU64::new(size),
+            grain: self.plan.shape.grain.into(),
+            sizes: self.sizes.clone(),
         };
         let Shape { grain, components, tiers, .. } = &self.plan.shape;
         let memory = if tiers.len() > 1 && !self.plan.shape.outlives_power() { tiers[0] } else { 0 };
@@ -431,10 +498,14 @@ impl Scene {
                 private: true,
                 on_full: info.on_full,
                 scope: info.scope.clone().unwrap_or_default(),
+                size: info.size,
                 ended: false,
                 retained: false,
             });
-            entry.id = info.id;
+            if ![0, info.size].contains(&entry.size) {
+                fail(format!("snapshot {number} had {} bytes and is found with {}", entry.size, info.size));
+            }
+            (entry.id, entry.size) = (info.id, info.size);
             entry.ended |= matches!(info.state, SnapshotState::Ended { .. });
         }
         if recovered.damaged > 0 {
@@ -520,6 +591,14 @@ impl Scene {
         self.cache.heal();
         self.directory.heal();
     }
+}
+
+/// A moment between two steps of the daemon of which others may run, and at which it may be killed.
+async fn step(process: Process) {
+    if moment(process, Crash::Point) {
+        return std::future::pending().await;
+    }
+    interleave(PLACE).await;
 }
 
 fn is_broken(info: &SnapshotInfo) -> bool {

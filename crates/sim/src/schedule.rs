@@ -125,6 +125,8 @@ impl<'a, E: Iterator<Item = (End, &'a Option<Loss>)>> Lives<'a, E> {
                 scene.reboot();
             }
         }
+        let cut = end.and_then(|(end, _)| if let End::Stop { cut, .. } = end { cut.filter(|_| clean) } else { None });
+        let unused = cut.filter(|_| scene.has_no_snapshots());
         scene.down();
         // Movers and requests in flight outlive the daemon for a while.
         let while_down = draw(|random| if random.chance(50) { random.magnitude(200) } else { 0 });
@@ -132,6 +134,9 @@ impl<'a, E: Iterator<Item = (End, &'a Option<Loss>)>> Lives<'a, E> {
         scene.base.settle();
         scene.cache.settle();
         scene.oracle.crashed();
+        if let Some(size) = unused {
+            scene.cut(size);
+        }
         if let Some((_, Some(loss))) = end {
             scene.lose_power(loss);
         }
@@ -235,7 +240,7 @@ async fn read_all(scene: &Rc<Scene>) {
 }
 
 async fn read_whole(scene: &Rc<Scene>, known: &Known) {
-    let size = scene.plan.shape.cells.size;
+    let size = known.size;
     let cell = scene.plan.shape.cells.cell;
     let mut at = 0;
     while at < size {

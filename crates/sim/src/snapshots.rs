@@ -38,6 +38,12 @@ impl Wanted {
 pub async fn create(scene: &Rc<Scene>, who: &str, wanted: Wanted) -> Option<Known> {
     let Wanted { release, private, on_full, scope } = wanted;
     let daemon = scene.daemon().await;
+    let before = daemon.volume.size();
+    let is_part = !scope.is_empty();
+    let scope: Vec<ByteRange> = scope.iter().filter_map(|part| part.intersection(ByteRange::new(0, before))).collect();
+    if is_part && scope.is_empty() {
+        return None;
+    }
     let number = scene.number_snapshot();
     let failures = scene.directory.failures();
     let doing = scene.races.begin(Doing::Create);
@@ -49,6 +55,7 @@ pub async fn create(scene: &Rc<Scene>, who: &str, wanted: Wanted) -> Option<Know
         private,
         on_full,
         scope: scope.clone(),
+        size: 0,
         ended: false,
         retained: false,
     });
@@ -65,7 +72,10 @@ pub async fn create(scene: &Rc<Scene>, who: &str, wanted: Wanted) -> Option<Know
     drop(doing);
     match result? {
         Ok(info) => {
-            scene.update(number, |known| known.id = info.id);
+            if !(before..=daemon.volume.size()).contains(&info.size) {
+                fail(format!("{who}: snapshot {number} has {} bytes, and the volume had {before}", info.size));
+            }
+            scene.update(number, |known| (known.id, known.size) = (info.id, info.size));
             scene.oracle.created(number, info.epoch.0);
             scene.count_standing();
             scene.standing(|known| known.number == number).pop()
@@ -109,7 +119,7 @@ pub async fn delete(scene: &Rc<Scene>, who: &str, known: &Known) {
 /// Releases a range of a snapshot that nobody copies, as a mover that has captured it does.
 pub async fn release_some(scene: &Rc<Scene>, who: &str, pick: u64, range: ByteRange) {
     let Some(known) = scene.pick(pick, |known| known.release && !known.private) else { return };
-    let Some(range) = scene.covered(range) else { return };
+    let Some(range) = own(&known, range).and_then(|range| scene.covered(&known, range)) else { return };
     release(scene, who, &known, &[range]).await;
 }
 
@@ -152,19 +162,24 @@ pub async fn view(
     consumes: bool,
 ) {
     let Some(known) = scene.pick(pick, |known| !known.ended) else { return };
-    for range in ranges {
-        if !read_view(scene, who, &known, *range, stall).await {
+    for range in ranges.iter().filter_map(|range| own(&known, *range)) {
+        if !read_view(scene, who, &known, range, stall).await {
             return;
         }
         if consumes && stall.is_none() && known.release && !known.private {
-            deliver(scene, who, &known, *range).await;
+            deliver(scene, who, &known, range).await;
         }
     }
 }
 
+/// What of a range a snapshot has.
+fn own(known: &Known, range: ByteRange) -> Option<ByteRange> {
+    range.intersection(ByteRange::new(0, known.size))
+}
+
 /// Says that a range was delivered to the snapshot's one consumer: from now on it may be released, whenever space is wanted.
 async fn deliver(scene: &Rc<Scene>, who: &str, known: &Known, range: ByteRange) {
-    let Some(range) = scene.covered(range) else { return };
+    let Some(range) = scene.covered(known, range) else { return };
     let daemon = scene.daemon().await;
     let failures = scene.directory.failures();
     scene.oracle.release_begins(known.number, &[range]);
@@ -234,6 +249,7 @@ pub async fn read_view(
 /// Asks a view for its holes.
 pub async fn view_status(scene: &Rc<Scene>, who: &str, pick: u64, range: ByteRange) {
     let Some(known) = scene.pick(pick, |known| !known.ended) else { return };
+    let Some(range) = own(&known, range) else { return };
     let daemon = scene.daemon().await;
     let cache_failures = scene.cache.failures(Action::Read);
     let Ok(view) = daemon.volume.view(&format!("s{}", known.number)) else {
@@ -258,6 +274,7 @@ pub async fn view_status(scene: &Rc<Scene>, who: &str, pick: u64, range: ByteRan
 /// Saves originals ahead of any change. Nothing may break by it.
 pub async fn ahead(scene: &Rc<Scene>, who: &str, range: ByteRange) {
     let daemon = scene.daemon().await;
+    let Some(range) = range.intersection(ByteRange::new(0, daemon.volume.size())) else { return };
     scene.races.reach(Race::Ahead);
     let volume = daemon.volume.clone();
     scene.call_on(&daemon, &format!("{who}{AHEAD}"), async move { volume.save_ahead(range).await }).await;

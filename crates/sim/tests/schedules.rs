@@ -112,4 +112,9 @@ caught! {
     release_not_durable_is_caught: ReleaseNotDurable,
     deletion_not_durable_is_caught: DeletionNotDurable,
     epoch_reused_is_caught: EpochReused,
+    grown_for_all_is_caught: GrownForAll,
+    short_original_freed_is_caught: ShortOriginalFreed,
+    save_cut_twice_is_caught: SaveCutTwice,
+    short_end_not_released_is_caught: ShortEndNotReleased,
+    size_recorded_first_is_caught: SizeRecordedFirst,
 }

@@ -15,7 +15,7 @@ use crate::executor::{Crash, Process, moment, note};
 /// A process's open handle of a [`Disk`].
 pub struct DiskHandle {
     disk: Disk,
-    geometry: Geometry,
+    alignment: u32,
     process: Process,
 }
 
@@ -43,8 +43,8 @@ impl Drop for InFlight<'_> {
 }
 
 impl DiskHandle {
-    pub(super) fn new(disk: Disk, geometry: Geometry, process: Process) -> Self {
-        Self { disk, geometry, process }
+    pub(super) fn new(disk: Disk, alignment: u32, process: Process) -> Self {
+        Self { disk, alignment, process }
     }
 
     /// The disk behind it.
@@ -90,11 +90,11 @@ impl DiskHandle {
 
 impl BlockDevice for DiskHandle {
     fn geometry(&self) -> Geometry {
-        self.geometry
+        Geometry { size: self.disk.size(), alignment: self.alignment }
     }
 
     async fn read(&self, offset: u64, buffer: Buffer) -> (Buffer, Result<(), Error>) {
-        let range = match self.geometry.check(Action::Read, offset, buffer.len() as u64) {
+        let range = match self.geometry().check(Action::Read, offset, buffer.len() as u64) {
             Ok(range) => range,
             Err(error) => return (buffer, Err(error)),
         };
@@ -103,7 +103,7 @@ impl BlockDevice for DiskHandle {
     }
 
     async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), Error>) {
-        let range = match self.geometry.check(Action::Write, offset, buffer.len() as u64) {
+        let range = match self.geometry().check(Action::Write, offset, buffer.len() as u64) {
             Ok(range) => range,
             Err(error) => return (buffer, Err(error)),
         };
@@ -112,7 +112,7 @@ impl BlockDevice for DiskHandle {
     }
 
     async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), Error> {
-        let range = self.geometry.check(Action::WriteZeroes, range.start(), range.len())?;
+        let range = self.geometry().check(Action::WriteZeroes, range.start(), range.len())?;
         if zeroes.fast && !self.disk.state().options.fast_zeroes {
             return Err(Error::new(Action::WriteZeroes, range.start(), range.len(), Fault::Unsupported));
         }
@@ -120,7 +120,7 @@ impl BlockDevice for DiskHandle {
     }
 
     async fn discard(&self, range: ByteRange) -> Result<(), Error> {
-        let range = self.geometry.check(Action::Discard, range.start(), range.len())?;
+        let range = self.geometry().check(Action::Discard, range.start(), range.len())?;
         Self::result(&self.run(range, Work::Discard, false).await)
     }
 
@@ -129,7 +129,7 @@ impl BlockDevice for DiskHandle {
     }
 
     async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, Error> {
-        let range = self.geometry.check(Action::Extents, range.start(), range.len())?;
+        let range = self.geometry().check(Action::Extents, range.start(), range.len())?;
         let mut request = self.run(range, Work::Extents(Vec::new()), false).await;
         Self::result(&request).map(|()| request.take_extents())
     }

@@ -105,6 +105,13 @@ impl Platter {
         }
     }
 
+    /// These sectors are gone, durably.
+    pub(super) fn forget(&mut self, sectors: impl Iterator<Item = usize>) {
+        sectors.for_each(|sector| {
+            self.sectors.remove(&sector);
+        });
+    }
+
     /// Numbers of what is logged.
     pub(super) fn numbers(&self) -> impl Iterator<Item = u64> {
         self.sectors.values().flat_map(|versions| versions.later.iter().map(|later| later.number))

@@ -29,6 +29,17 @@ impl Row {
         Self { disks: names.iter().zip(lengths).map(disk).collect(), ranges: lengths.iter().map(range).collect() }
     }
 
+    /// How long they are together, in bytes.
+    pub fn size(&self) -> u64 {
+        self.disks.iter().map(Disk::size).sum()
+    }
+
+    /// See [`Disk::resize`]: of the last one, so that they are so long together.
+    pub fn resize(&self, len: u64) {
+        let (last, range) = self.disks.last().zip(self.ranges.last()).expect("a row has a disk");
+        last.resize(len - range.start());
+    }
+
     /// Opens them for `process`.
     pub fn open(&self, process: Process) -> RowHandle {
         match Concat::new(self.disks.iter().map(|disk| disk.open(process)).collect()) {

@@ -44,6 +44,48 @@ pub(super) fn plan(seed: u64, random: &mut Random, of_power: bool) -> Plan {
     Plan { seed, run_seed: seed, chaos, actors, ends, power_loss, restart_at_end, shape }
 }
 
+/// Lets some volumes begin shorter than they end; all with `must`.
+pub(super) fn sizes(plan: &mut Plan, random: &mut Random, must: bool) {
+    if !random.chance(25) && !must {
+        return;
+    }
+    let (grain, cells) = (u64::from(plan.shape.grain), plan.shape.cells);
+    let cell = cells.cell;
+    let least = cells.size - plan.shape.components.last().expect("a base has a component");
+    // What is not a whole grain long is what may go wrong.
+    let size = |random: &mut Random| {
+        let below = match random.below(4) {
+            0 => random.between(1, grain.div_ceil(cell)) * cell,
+            1 => random.between(1, 3 * grain.div_ceil(cell)) * cell,
+            2 => random.between(1, 16) * grain,
+            _ => random.between(1, (cells.size - least).div_ceil(cell)) * cell,
+        };
+        (cells.size.saturating_sub(below) / cell * cell).max(least + cell).min(cells.size)
+    };
+    let mut steps: Vec<u64> = (0..random.between(1, 4)).map(|_| size(random)).collect();
+    steps.sort_unstable();
+    plan.shape.first_size = steps[0];
+    let cut = size(random);
+    for end in &mut plan.ends {
+        if let End::Stop { cut: place, .. } = end {
+            *place = random.chance(50).then_some(cut);
+        }
+    }
+    // Again and again: after a cut there is room once more.
+    steps.remove(0);
+    steps.push(cells.size);
+    let again = if random.chance(40) { vec![cells.size; 2] } else { Vec::new() };
+    let mut next = plan.actors.iter().flat_map(|actor| &actor.ops).map(|(id, _)| id.0 + 1).max().unwrap_or(0);
+    let mut ops = Vec::new();
+    for size in steps.into_iter().chain(again) {
+        for op in [Op::Pause { ns: random.magnitude(60_000_000) }, Op::Grow { size }] {
+            ops.push((OpId(next), op));
+            next += 1;
+        }
+    }
+    plan.actors.push(Actor { name: "operator", depth: 1, ops });
+}
+
 fn shape(random: &mut Random, rows: &mut Random) -> Shape {
     let alignment = *random.pick(&[1, 512]);
     let cell = if alignment == 512 { 512 } else { *random.pick(&[512, 512, 64, 16]) };
@@ -70,6 +112,7 @@ fn shape(random: &mut Random, rows: &mut Random) -> Shape {
         grain: grain as u32,
         cells: Cells { cell, size },
         alignment,
+        first_size: size,
         components: if rows.chance(40) { row(rows, grain, size, MOST_COMPONENTS) } else { vec![size] },
         durability: Durability::Process,
         tiers: if rows.chance(40) { row(rows, grain, slots * grain, 2) } else { vec![slots * grain] },
@@ -127,7 +170,7 @@ fn ends(random: &mut Random) -> Vec<End> {
     let mut ends = Vec::new();
     for _ in 0..incarnations {
         ends.push(if random.chance(20) {
-            End::Stop { after_ops: random.between(10, LEAST_OPS), reboot: random.chance(50), killed: None }
+            End::Stop { after_ops: random.between(10, LEAST_OPS), reboot: random.chance(50), killed: None, cut: None }
         } else {
             let at = *random.pick(&Crash::ALL);
             // About as many moments as a schedule has; small numbers die in recovery itself.
