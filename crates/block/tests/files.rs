@@ -253,3 +253,30 @@ fn faults_hit_what_they_were_meant_for() {
         assert_eq!((buffer[511], buffer[512]), (4, 0));
     });
 }
+
+#[test]
+fn a_file_that_became_longer_is_so_when_it_is_asked() {
+    on_all(async |device| {
+        let file = device.file().get();
+        let write = async |offset: u64| device.write(offset, Buffer::copy_of(&[7; 4096]), false).await.1;
+        file.set_len(SIZE + 100).unwrap();
+        match device.grow() {
+            Ok(size) => assert_eq!((size, device.block()), (SIZE + 100, 1)),
+            // Direct I/O has whole blocks only.
+            Err(error) => assert_eq!((error.kind(), device.geometry().size), (std::io::ErrorKind::InvalidInput, SIZE)),
+        }
+        file.set_len(2 * SIZE).unwrap();
+        let refused = write(2 * SIZE - 4096).await.unwrap_err();
+        assert!(matches!(refused.fault, Fault::OutOfRange), "nobody has asked yet");
+        assert_eq!((device.grow().unwrap(), device.geometry().size), (2 * SIZE, 2 * SIZE));
+        write(2 * SIZE - 4096).await.unwrap();
+        write(SIZE).await.unwrap();
+        let (bytes, result) = device.read(SIZE - 4096, Buffer::uncleared(12_288)).await;
+        result.unwrap();
+        assert!(bytes[..4096].iter().all(|byte| *byte == 0) && bytes[4096..8192].iter().all(|byte| *byte == 7));
+        assert!(bytes[8192..].iter().all(|byte| *byte == 0));
+        // It is never shorter than it was.
+        file.set_len(SIZE).unwrap();
+        assert_eq!(device.grow().unwrap(), 2 * SIZE);
+    });
+}

@@ -19,8 +19,8 @@ use tzero_originals::{BrokenReason, Components, OnFull, RangeSet, SnapshotId};
 
 use crate::contents::{Cells, Version};
 use crate::disk::{DiskOptions, Row};
-use crate::executor::{Crash, Process, die, draw, fail, interleave, is_dead, moment, note, spawn, spawn_joined};
-use crate::mover::{Copy, PLACE};
+use crate::executor::{Crash, Process, die, draw, fail, is_dead, moment, note, sleep, spawn, spawn_joined};
+use crate::mover::Copy;
 use crate::oracle::{Oracle, Standing};
 use crate::plan::{MOST_COMPONENTS, Plan, Shape};
 use crate::platform::SimPlatform;
@@ -593,12 +593,12 @@ impl Scene {
     }
 }
 
-/// A moment between two steps of the daemon of which others may run, and at which it may be killed.
+/// Time between two steps of the daemon, in which others run, and it may be killed.
 async fn step(process: Process) {
     if moment(process, Crash::Point) {
         return std::future::pending().await;
     }
-    interleave(PLACE).await;
+    sleep(draw(|random| random.magnitude(4_000_000))).await;
 }
 
 fn is_broken(info: &SnapshotInfo) -> bool {

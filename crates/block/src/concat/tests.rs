@@ -23,6 +23,30 @@ fn bytes(row: &Concat<Faulty<MemoryDevice>>) -> Vec<u8> {
     row.components().iter().flat_map(|component| component.inner().to_vec()).collect()
 }
 
+#[test]
+fn the_last_one_may_become_longer() {
+    run(async || {
+        let (row, mut model) = row(&[4, 3]);
+        let refused = row.read(7, Buffer::uncleared(1)).await.1.expect_err("past the end");
+        assert!(matches!(refused.fault, Fault::OutOfRange));
+        row.components()[1].inner().grow_to(9);
+        model.resize(13, 0);
+        assert_eq!(
+            (row.geometry().size, row.range_of(1), row.component_at(12)),
+            (13, ByteRange::between(4, 13), Some(1))
+        );
+        for (start, len) in [(2, 11), (6, 5), (12, 1)] {
+            let fresh = pattern(len, start);
+            row.write(start as u64, Buffer::copy_of(&fresh), false).await.1.expect("written");
+            model[start..start + len].copy_from_slice(&fresh);
+            assert_eq!(bytes(&row), model);
+        }
+        let (read, result) = row.read(0, Buffer::uncleared(13)).await;
+        result.expect("read");
+        assert_eq!(read[..], model);
+    });
+}
+
 /// Every request of every place and length, against a plain array.
 #[test]
 fn it_is_like_one_device() {
