@@ -487,6 +487,8 @@ impl Scene {
                 fail(format!("a snapshot {} was found that nobody made", info.name));
                 continue;
             };
+            // The daemon may have died before anybody heard of it.
+            self.sizes.armed(info.epoch.0, info.size);
             let broken = is_broken(info);
             self.judge_found(number, info, broken);
             found.push((number, info.epoch.0, broken));
