@@ -90,7 +90,9 @@ impl<'a, E: Iterator<Item = (End, &'a Option<Loss>)>> Lives<'a, E> {
         let end = self.ends.next().map(|(end, power_lost)| (end, *power_lost));
         match end {
             Some((End::Kill(plan), _)) => process.plan_crash(Some(plan)),
-            Some((End::Stop { after_ops, killed, .. }, _)) => stop_after(self.scene, process, after_ops, killed),
+            Some((End::Stop { after_ops, killed, cut, .. }, _)) => {
+                stop_after(self.scene, process, after_ops, killed, cut.is_some());
+            }
             None => {}
         }
         self.process = Some((process, end));
@@ -146,11 +148,15 @@ impl<'a, E: Iterator<Item = (End, &'a Option<Loss>)>> Lives<'a, E> {
 }
 
 /// Stops the daemon cleanly once so many operations are done.
-fn stop_after(scene: &Rc<Scene>, process: Process, after_ops: u64, killed: Option<CrashPlan>) {
+/// Where the base is to be cut, without the snapshots that clients have.
+fn stop_after(scene: &Rc<Scene>, process: Process, after_ops: u64, killed: Option<CrashPlan>, cuts: bool) {
     let scene = Rc::clone(scene);
     spawn(Process::WORLD, "operator: stop".into(), false, async move {
         while scene.ops_done.get() < after_ops {
             sleep(20_000).await;
+        }
+        while cuts && let Some(known) = scene.standing(|known| !known.private).pop() {
+            snapshots::delete(&scene, "operator: stop", &known).await;
         }
         stop(&scene, process, killed).await;
     });
