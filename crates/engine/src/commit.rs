@@ -199,6 +199,7 @@ impl<P: Platform> Volume<P> {
             return Err(NotStored::Hangs);
         };
         if let Err(error) = durable {
+            self.platform.observe(Event::CommitFailed);
             self.originals.is_uncertain();
             let full = error.is_no_space();
             return Err(NotStored::Failed(if full { BrokenReason::CacheFull } else { BrokenReason::SaveFailed }));

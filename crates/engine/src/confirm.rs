@@ -84,7 +84,11 @@ impl<P: Platform> Volume<P> {
     }
 
     fn base_flushed(&self, covered: &[Arc<Snapshot>], good: bool) {
+        if !good && self.platform.planted(Planted::DoubtForgotten) {
+            return;
+        }
         if !good {
+            self.platform.observe(Event::BaseInDoubt);
             self.confirming.in_doubt.store(true, Ordering::SeqCst);
             // In the page cache that is enough: it says something about this boot only.
             let _ = self.table.set_base_in_doubt(true);

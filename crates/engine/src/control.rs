@@ -314,6 +314,10 @@ impl<P: Platform> Volume<P> {
         }
         let end = {
             let _claims = self.lock();
+            if snapshot.goes() && !self.platform.planted(Planted::EndOfBroken) {
+                // Until its end was durable it was as live as any: it may have been broken, or deleted.
+                return Err(SnapshotError::NotLive);
+            }
             // Somebody else may have ended it, too, later: what the record says is the end.
             let recorded = self.table.record(snapshot.slot).map(|record| record.state);
             let end = if let Some(RecordState::Ended(recorded)) = recorded { recorded } else { end };
@@ -361,6 +365,7 @@ impl<P: Platform> Volume<P> {
             if !snapshot.leaving.swap(true, Ordering::AcqRel) && self.table.clear(snapshot.slot).is_err() {
                 // The next start must not take it for one that was saved for.
                 self.lose_mark(snapshot);
+                self.uncleared().insert(snapshot.slot);
             }
             snapshot.deleted.store(true, Ordering::Release);
             self.snapshots.remove(snapshot.id);
@@ -428,7 +433,7 @@ impl<P: Platform> Volume<P> {
         loop {
             let broke = self.broke.listen();
             // What cannot be marked now is tried again when the next one breaks, and at the stop.
-            let _ = self.mark_broken();
+            let _ = self.mark_broken().await;
             for snapshot in self.snapshots.all() {
                 if snapshot.broken.get().is_some() && !snapshot.swept.swap(true, Ordering::AcqRel) {
                     self.sweep(&snapshot).await;

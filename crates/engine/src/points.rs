@@ -188,6 +188,12 @@ pub enum Planted {
     ShortEndNotReleased,
     /// A new size is on record before the base has it. Of the simulator's daemon.
     SizeRecordedFirst,
+    /// After a loss of power damaged records count as none.
+    DamagedRecordsIgnored,
+    /// A snapshot is confirmed by a flush of the base that came after one that failed.
+    DoubtForgotten,
+    /// The end of a copy-on-write is told though the snapshot broke before it was durable.
+    EndOfBroken,
 }
 
 impl Planted {
@@ -201,6 +207,9 @@ impl Planted {
         Self::ReleaseNotDurable,
         Self::DeletionNotDurable,
         Self::EpochReused,
+        Self::DamagedRecordsIgnored,
+        Self::DoubtForgotten,
+        Self::EndOfBroken,
     ];
 
     /// Those that show only where the volume grows.
@@ -258,6 +267,9 @@ impl Planted {
         Self::SaveCutTwice,
         Self::ShortEndNotReleased,
         Self::SizeRecordedFirst,
+        Self::DamagedRecordsIgnored,
+        Self::DoubtForgotten,
+        Self::EndOfBroken,
     ];
 }
 
@@ -356,6 +368,12 @@ pub enum Event {
     },
     /// Several saves share a flush of the cache.
     CommittedTogether,
+    /// Saves could not be made durable.
+    CommitFailed,
+    /// A flush of the base has failed where originals outlive a loss of power.
+    BaseInDoubt,
+    /// The table could not say durably that a snapshot is broken; the cache does.
+    MarkedInCache,
     /// After a loss of power the map was made anew from so many records.
     Rebuilt {
         /// How many.

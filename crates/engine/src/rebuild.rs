@@ -6,7 +6,7 @@
 use tzero_block::BlockDevice;
 use tzero_io::{Mapping, Storage};
 use tzero_originals::{
-    AreaFound, Components, Entry, Epoch, FoundRecord, MapError, ModifiedMap, RecordArea, SnapshotTable, certain,
+    AreaFound, Entry, Epoch, FoundRecord, MapError, ModifiedMap, RecordArea, SnapshotTable, certain,
 };
 
 use crate::platform::Platform;
@@ -19,8 +19,10 @@ use crate::volume::{OpenError, StateOf, VolumeOptions};
 pub(crate) struct Found {
     /// Where the records are; none where the cache cannot be used.
     pub(crate) area: Option<RecordArea>,
-    /// The header is to be written.
+    /// The records are to be cleared and the header written: no snapshot of before has anything here.
     pub(crate) new: bool,
+    /// After a loss of power: there are records that are damaged.
+    pub(crate) damaged: bool,
     /// The header says that no snapshot of before is to be believed after a loss of power.
     pub(crate) void: bool,
     /// After a loss of power: what is certain to have been saved, and the newest tag that any record has.
@@ -37,7 +39,7 @@ impl Found {
 /// Looks at a cache. After a loss of power, at its records, too.
 pub(crate) async fn find<P: Platform>(
     platform: &P,
-    cache: &P::Cache,
+    (base, cache): (&P::Base, &P::Cache),
     table: &SnapshotTable<StateOf<P>>,
     options: &VolumeOptions,
     lost: bool,
@@ -45,31 +47,58 @@ pub(crate) async fn find<P: Platform>(
     let grain = u64::from(options.grain);
     // A cache that cannot be read is as good as none.
     let Ok(found) = RecordArea::find(cache, options.id, grain).await else { return Found::default() };
+    let mut damaged = false;
     match found {
         AreaFound::Area { area, void } if area.incarnation() == table.incarnation() => {
-            let saved = if lost && !void { saved(platform, cache, &area, &options.components).await } else { None };
-            Found { area: Some(area), new: false, void, saved }
+            if !lost {
+                return Found { area: Some(area), void, ..Found::default() };
+            }
+            let scan = if void { None } else { area.scan(cache, &options.components).await.ok() };
+            let whole = scan.filter(|scan| {
+                damaged = scan.damaged > 0 && !platform.planted(Planted::DamagedRecordsIgnored);
+                !damaged
+            });
+            if let Some(scan) = whole {
+                let newest = scan.records.iter().map(|record| record.entry.tag).max().unwrap_or(Epoch(0));
+                let believe = platform.planted(Planted::TornPayloadBelieved);
+                if let Ok(saved) = certain(cache, base, scan.records, believe).await {
+                    return Found { area: Some(area), saved: Some((saved, newest)), ..Found::default() };
+                }
+            }
         }
-        _ => {
-            let random = platform.random_id();
-            // Never 0: that is a table's that knows of none.
-            let incarnation = u64::from_le_bytes(std::array::from_fn(|byte| random[byte])) | 1;
-            let area = RecordArea::new(options.id, incarnation, grain, cache.geometry().size);
-            Found { area: Some(area), new: true, ..Found::default() }
-        }
+        _ => {}
     }
+    let random = platform.random_id();
+    // Never 0: that is a table's that knows of none.
+    let incarnation = u64::from_le_bytes(std::array::from_fn(|byte| random[byte])) | 1;
+    let area = RecordArea::new(options.id, incarnation, grain, cache.geometry().size);
+    Found { area: Some(area), new: true, damaged, ..Found::default() }
 }
 
-async fn saved<P: Platform>(
-    platform: &P,
-    cache: &P::Cache,
-    area: &RecordArea,
-    components: &Components,
-) -> Option<(Vec<FoundRecord>, Epoch)> {
-    let found = area.scan(cache, components).await.ok()?;
-    let newest = found.iter().map(|record| record.entry.tag).max().unwrap_or(Epoch(0));
-    let saved = certain(cache, found, platform.planted(Planted::TornPayloadBelieved)).await.ok()?;
-    Some((saved, newest))
+/// Makes sure that the cache has a header of its own and records of nobody else's; gives where its records are, or `None` where it cannot be written.
+///
+/// That no snapshot has anything here is durable in the table before the table knows of this incarnation.
+///
+/// # Errors
+/// When the table cannot be written.
+pub(crate) async fn prepare<M: Mapping, D: BlockDevice>(
+    cache: &D,
+    table: &SnapshotTable<M>,
+    found: &Found,
+) -> Result<Option<RecordArea>, OpenError> {
+    let Some(area) = found.area.clone() else { return Ok(None) };
+    if found.new {
+        table.sync().map_err(OpenError::State)?;
+        let made = async {
+            area.clear(cache).await?;
+            area.store(cache, false).await
+        };
+        if made.await.is_err() {
+            return Ok(None);
+        }
+        table.set_incarnation(area.incarnation()).map_err(OpenError::State)?;
+    }
+    Ok(Some(area))
 }
 
 /// Opens the map. After a loss of power it is made anew, with what was saved.

@@ -14,7 +14,7 @@ use tzero_block::BlockDevice;
 use tzero_io::{Mapping, Notify, Storage};
 use tzero_originals::{
     BrokenReason, CacheLayout, Epoch, Grains, MapError, OriginalCache, Originals, RangeLog, RangeSet, Record,
-    RecordArea, RecordState, Recording, Sequence, SnapshotTable,
+    RecordState, Recording, Sequence, SnapshotTable,
 };
 
 use crate::admission::Admission;
@@ -59,8 +59,11 @@ impl<P: Platform> Volume<P> {
         let power = options.durability == Durability::Power;
         let (boot, clean) = table.boot();
         let lost = boot != options.boot_id && !clean;
-        let found =
-            if power { rebuild::find(&platform, &cache, &table, &options, lost).await } else { Found::default() };
+        let found = if power {
+            rebuild::find(&platform, (&base, &cache), &table, &options, lost).await
+        } else {
+            Found::default()
+        };
         platform.point(Point::RecoveryOpened).await;
 
         let marks_complete = storage.exists(WITNESS).map_err(OpenError::State)?;
@@ -116,7 +119,7 @@ impl<P: Platform> Volume<P> {
             entries.retain(|(_, entry)| u64::from(entry.len) == grains.range(grains.at(entry.offset)).len());
         }
         let damaged_count = damaged.len();
-        let area = prepare(&cache, &table, &found).await;
+        let area = rebuild::prepare(&cache, &table, &found).await?;
         let life = table.begin_life().map_err(OpenError::State)?;
         let recording = area.map(|area| Recording { area, life });
         let layout = CacheLayout { first: options.cache.first_tier, recording };
@@ -157,6 +160,7 @@ impl<P: Platform> Volume<P> {
             durability: options.durability,
             commits: Commits::default(),
             confirming: Confirming::new(in_doubt),
+            uncleared: Mutex::default(),
             broke: Notify::default(),
             delivered: Delivered::default(),
             cache_hangs_until: AtomicU64::new(0),
@@ -172,16 +176,6 @@ impl<P: Platform> Volume<P> {
     }
 }
 
-/// Makes sure that the cache has a header of its own; gives where its records are, or `None` where it cannot be written.
-async fn prepare<M: Mapping, D: BlockDevice>(cache: &D, table: &SnapshotTable<M>, found: &Found) -> Option<RecordArea> {
-    let area = found.area.clone()?;
-    if found.new {
-        area.store(cache, false).await.ok()?;
-        table.set_incarnation(area.incarnation()).ok()?;
-    }
-    Some(area)
-}
-
 /// Marks the snapshots that cannot be right any more.
 fn mark_lost<M: Mapping>(
     table: &SnapshotTable<M>,
@@ -194,6 +188,8 @@ fn mark_lost<M: Mapping>(
     for (slot, record) in table.records() {
         let reason = if options.base_changed {
             BrokenReason::BaseChanged
+        } else if found.damaged {
+            BrokenReason::Damaged
         } else if lost && !(power && record.confirmed && found.saved.is_some()) {
             BrokenReason::PowerLost
         } else if !marks_complete || power && !found.is_theirs() {

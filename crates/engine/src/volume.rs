@@ -222,6 +222,8 @@ pub struct Volume<P: Platform> {
     pub(crate) commits: Commits,
     /// What is to be known of the base before snapshots outlive a loss of power.
     pub(crate) confirming: Confirming,
+    /// See [`Self::uncleared`].
+    pub(crate) uncleared: Mutex<BTreeSet<u32>>,
     /// A snapshot has broken.
     pub(crate) broke: Notify,
     /// Until then, in monotonic nanoseconds, saves fail at once because the cache hangs.
@@ -362,7 +364,7 @@ impl<P: Platform> Volume<P> {
                 tzero_io::Mapping::sync(&self.storage.open(&released_name(snapshot.id), 0)?)?;
             }
         }
-        self.mark_broken()?;
+        self.mark_broken().await?;
         self.table.sync()?;
         self.storage.sync()?;
         if self.confirming.is_in_doubt() {
@@ -405,7 +407,7 @@ impl<P: Platform> Volume<P> {
 
     /// Marked snapshots are broken for everybody from now on. With `durability = power` the marks are durable first, as far as that can be had.
     pub(crate) async fn break_marked(&self, marked: &[Arc<Snapshot>]) {
-        if self.durability == Durability::Power && !marked.is_empty() && !self.marks_durable().await {
+        if self.durability == Durability::Power && !marked.is_empty() && !self.marks_durable(marked).await {
             let _claims = self.lock();
             marked.iter().for_each(|snapshot| self.lose_mark(snapshot));
         }
@@ -422,25 +424,53 @@ impl<P: Platform> Volume<P> {
         }
     }
 
-    /// Makes the marks durable: in the table, or, where that fails or takes too long, by a word in the cache that no snapshot is to be believed
-    /// after a loss of power. `false`: neither can be had.
-    async fn marks_durable(&self) -> bool {
+    /// Makes the marks durable: in the table, or that they are not there; where that fails or takes too long, by a word in the cache that no
+    /// snapshot is to be believed after a loss of power. `false`: neither can be had.
+    async fn marks_durable(&self, marked: &[Arc<Snapshot>]) -> bool {
         if self.platform.planted(crate::Planted::MarkNotDurable) {
             return true;
         }
         let limit = self.platform.longest_save();
-        let in_table = within(self.table.durable(), self.platform.sleep(limit)).await;
-        if matches!(in_table, Some(Ok(()))) {
+        let missing = marked.iter().any(|snapshot| snapshot.unmarked.load(Ordering::Acquire));
+        let said = async {
+            if !missing {
+                return self.table.durable().await.is_ok();
+            }
+            // The witness tells of the missing marks by not being there.
+            matches!(self.storage.exists(WITNESS), Ok(false)) && self.storage.names_durable().await.is_ok()
+        };
+        if within(said, self.platform.sleep(limit)).await == Some(true) {
             return true;
         }
         let Some(recording) = self.originals.recording() else { return false };
         let voided = within(recording.area.store(self.cache(), true), self.platform.sleep(limit)).await;
-        matches!(voided, Some(Ok(())))
+        let voided = matches!(voided, Some(Ok(())));
+        if voided {
+            self.platform.observe(crate::Event::MarkedInCache);
+        }
+        voided
     }
 
-    /// Puts on record which snapshots are broken, where that failed when they broke.
-    pub(crate) fn mark_broken(&self) -> std::io::Result<()> {
-        let mut marked = false;
+    /// Puts on record which snapshots are broken, or gone, where that failed when they broke, or went.
+    pub(crate) async fn mark_broken(&self) -> std::io::Result<()> {
+        self.mark_missing()?;
+        if self.storage.exists(WITNESS)? {
+            return Ok(());
+        }
+        // What the witness says must not be older than it.
+        if self.durability == Durability::Power {
+            self.table.durable().await?;
+        }
+        // Only if nobody has lost a mark meanwhile: the volume's lock is held where one is lost.
+        let _claims = self.lock();
+        let marked = self.snapshots.all().iter().all(|snapshot| !snapshot.unmarked.load(Ordering::Acquire));
+        if marked && self.uncleared().is_empty() {
+            self.storage.open(WITNESS, WITNESS_LEN)?;
+        }
+        Ok(())
+    }
+
+    fn mark_missing(&self) -> std::io::Result<()> {
         for snapshot in self.snapshots.all() {
             if let Some((reason, at)) = snapshot.broken.get()
                 && snapshot.unmarked.load(Ordering::Acquire)
@@ -450,17 +480,20 @@ impl<P: Platform> Volume<P> {
                     self.table.set_state(snapshot.slot, RecordState::Broken(*reason), *at)?;
                 }
                 snapshot.unmarked.store(false, Ordering::Release);
-                marked = true;
             }
         }
-        // Only now, and only if nobody has lost a mark meanwhile: the volume's lock is held where one is lost.
-        if marked {
-            let _claims = self.lock();
-            if self.snapshots.all().iter().all(|snapshot| !snapshot.unmarked.load(Ordering::Acquire)) {
-                self.storage.open(WITNESS, WITNESS_LEN)?;
-            }
+        let _claims = self.lock();
+        let mut uncleared = self.uncleared();
+        while let Some(slot) = uncleared.first().copied() {
+            self.table.clear(slot)?;
+            uncleared.remove(&slot);
         }
         Ok(())
+    }
+
+    /// Slots of records that could not be cleared when their snapshots went. Nobody gets such a slot.
+    pub(crate) fn uncleared(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.uncleared.lock().expect("nothing panics under this lock")
     }
 }
 

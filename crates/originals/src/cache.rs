@@ -376,7 +376,11 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         }
         let durable = self.space().durable;
         let stamp = Stamp { components: self.map.components(), life: *life, durable };
-        area.writes(self.block(), &fresh, |position| self.map.entry(position), stamp)
+        let after = |entry: &Entry| {
+            let grain = self.grains.at(entry.offset);
+            self.shard(grain).of(grain).iter().map(|located| located.tag).rfind(|tag| *tag < entry.tag)
+        };
+        area.writes(self.block(), &fresh, |position| self.map.entry(position), after, stamp)
     }
 
     /// Everything that was assigned a sequence up to this one, and not said to be uncertain, is durable with its record.

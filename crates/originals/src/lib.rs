@@ -29,7 +29,7 @@ pub use map::{MapError, MapShape, ModifiedMap};
 pub use overlay::{Overlay, OverlayError, overlay};
 pub use ranges::{RangeLog, RangeSet};
 pub use reader::{CaughtUp, OpenError, OriginalsReader, ReconcileError, Reconciled, Scan, SnapshotRef};
-pub use records::{AreaFound, Record as FoundRecord, RecordArea, certain};
+pub use records::{AreaFound, Record as FoundRecord, RecordArea, Scan as RecordScan, certain};
 pub use table::{
     BrokenReason, MOST_SNAPSHOTS, NAME_BYTES, OnFull, Originals, Record, RecordState, SnapshotTable, TableError,
 };

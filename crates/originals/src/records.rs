@@ -11,19 +11,21 @@
 //! # Invariants
 //! 1. Records are written in blocks, never less than a sector. A sector is there old or new, so a record that is durable stays, whatever
 //!    becomes of a write of its neighbours: it is the same in both.
-//! 2. A record says up to which sequence everything of its life (its opening of the volume) was durable before it was written. Later ones are believed only if their payload fits.
-//! 3. A record is of one incarnation of the cache; records of others are none.
+//! 2. A record says up to which sequence everything of its life (its opening of the volume) was durable before it was written. Later ones are
+//!    believed only if their payload fits.
+//! 3. A record is of one incarnation of the cache, at whose beginning there were none. What is neither a record of it nor zero is damage: of what, is
+//!    not known, so no snapshot is believed then.
 //!
 //! Deliberately absent: whether somebody needs an original. A record may be left over from one that nobody needs any more; the snapshots tell.
 
 use std::collections::BTreeMap;
 
-use tzero_block::{BlockDevice, ByteRange, Error, Fault};
-use tzero_io::Buffer;
+use tzero_block::{BlockDevice, ByteRange, Error, Fault, Zeroes};
+use tzero_io::{Buffer, is_zero};
 
 use crate::components::Components;
 use crate::entry::{Entry, EntryState, Payload};
-use crate::units::Sequence;
+use crate::units::{Epoch, Sequence};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"TZEROPWR");
 const VERSION: u64 = 1;
@@ -41,6 +43,11 @@ const SHARE: u64 = 16;
 const MOST_BYTES: u64 = 16 << 30;
 /// Offsets of reads are multiples of this.
 const SECTOR: u64 = 512;
+/// Word 1 of a record: bits of the length, from where on the epochs since the tag before it are, as many as can be said, and the unit.
+const LENGTH: u64 = 0xFF_FFFF;
+const SINCE: u32 = 24;
+const LONG_SINCE: u64 = 0xFFFF_FFFF;
+const UNIT: u32 = 56;
 /// Bytes of records that are read at once.
 const AT_ONCE: u64 = 1 << 20;
 
@@ -68,6 +75,15 @@ pub enum AreaFound {
     None,
 }
 
+/// What the records of a cache are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Those that are whole, in no order.
+    pub records: Vec<Record>,
+    /// How many there are that are not: what they were of is not known.
+    pub damaged: u64,
+}
+
 /// A record that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -75,6 +91,8 @@ pub struct Record {
     pub position: u32,
     /// What it says.
     pub entry: Entry,
+    /// The tag of the grain's original before it, where there was one that anybody needed.
+    pub after: Option<Epoch>,
     /// In which opening of the volume it was written.
     pub life: u32,
     /// Everything of that life up to this sequence was durable then.
@@ -156,12 +174,25 @@ impl RecordArea {
         device.flush().await
     }
 
-    /// Every record, in no order.
+    /// Makes room for records: whatever else was there, of an earlier incarnation or of somebody else, is none. Durably.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub async fn clear<D: BlockDevice>(&self, device: &D) -> Result<(), Error> {
+        let zeroes = Zeroes { may_unmap: true, ..Zeroes::default() };
+        let place = ByteRange::new(RECORDS_AT, self.positions * RECORD);
+        for data in device.extents(place).await?.iter().filter(|extent| !extent.hole) {
+            device.write_zeroes(data.range, zeroes).await?;
+        }
+        device.flush().await
+    }
+
+    /// Every record.
     ///
     /// # Errors
     /// When the device cannot be read.
-    pub async fn scan<D: BlockDevice>(&self, device: &D, components: &Components) -> Result<Vec<Record>, Error> {
-        let mut found = Vec::new();
+    pub async fn scan<D: BlockDevice>(&self, device: &D, components: &Components) -> Result<Scan, Error> {
+        let mut found = Scan::default();
         for piece in ByteRange::new(RECORDS_AT, self.positions * RECORD).pieces(AT_ONCE) {
             // What was never written is not read: most of an area, as a rule.
             for data in device.extents(piece).await?.iter().filter(|extent| !extent.hole) {
@@ -169,20 +200,26 @@ impl RecordArea {
                 let (buffer, result) = device.read(start, Buffer::zeroed(end.saturating_sub(start) as usize)).await;
                 result?;
                 let first = (start - RECORDS_AT) / RECORD;
-                for (position, bytes) in (first..).zip(buffer.chunks_exact(RECORD as usize)) {
-                    found.extend(self.decode(position as u32, bytes, components));
+                let places = (first..).zip(buffer.chunks_exact(RECORD as usize));
+                for (position, bytes) in places.filter(|(_, bytes)| !is_zero(bytes)) {
+                    match self.decode(position as u32, bytes, components) {
+                        Some(record) => found.records.push(record),
+                        None => found.damaged += 1,
+                    }
                 }
             }
         }
         Ok(found)
     }
 
-    /// The writes that make records of these entries; `known` tells what else is at a position that is written with them.
+    /// The writes that make records of these entries; `known` tells what else is at a position that is written with them, `after` the tag
+    /// of the original before one.
     pub(crate) fn writes(
         &self,
         block: u64,
         fresh: &BTreeMap<u32, Entry>,
         known: impl Fn(u32) -> Option<Entry>,
+        after: impl Fn(&Entry) -> Option<Epoch>,
         stamp: Stamp<'_>,
     ) -> Vec<(u64, Buffer)> {
         let per_block = block / RECORD;
@@ -196,7 +233,7 @@ impl RecordArea {
                 for (position, place) in (first..).zip(buffer.chunks_exact_mut(RECORD as usize)) {
                     let position = position as u32;
                     if let Some(entry) = fresh.get(&position).copied().or_else(|| known(position)) {
-                        put(place, &self.words(position, &entry, stamp));
+                        put(place, &self.words(position, &entry, after(&entry), stamp));
                     }
                 }
                 (RECORDS_AT + first * RECORD, buffer)
@@ -204,10 +241,11 @@ impl RecordArea {
             .collect()
     }
 
-    fn words(&self, position: u32, entry: &Entry, stamp: Stamp<'_>) -> [u64; 8] {
-        let words = entry.words(stamp.components);
-        let [a, b, c, d, e, f, _] = words;
-        let mut all = [a, b, c, d, e, f, u64::from(stamp.life) << 32, stamp.durable.0];
+    fn words(&self, position: u32, entry: &Entry, after: Option<Epoch>, stamp: Stamp<'_>) -> [u64; 8] {
+        let [block, extent, place, tag, sequence, sum, _] = entry.words(stamp.components);
+        let since = after.map_or(0, |after| (tag - after.0).min(LONG_SINCE));
+        let extent = extent >> 32 << UNIT | since << SINCE | extent & LENGTH;
+        let mut all = [block, extent, place, tag, sequence, sum, u64::from(stamp.life) << 32, stamp.durable.0];
         all[6] |= u64::from(self.checksum(position, &all));
         all
     }
@@ -220,13 +258,22 @@ impl RecordArea {
     }
 
     fn decode(&self, position: u32, bytes: &[u8], components: &Components) -> Option<Record> {
-        let words: [u64; 8] =
+        let mut words: [u64; 8] =
             std::array::from_fn(|index| u64::from_le_bytes(std::array::from_fn(|byte| bytes[8 * index + byte])));
-        if words[4] == 0 || words[6] as u32 != self.checksum(position, &words) {
+        if words[6] as u32 != self.checksum(position, &words) {
             return None;
         }
+        let since = words[1] >> SINCE & LONG_SINCE;
+        words[1] = words[1] >> UNIT << 32 | words[1] & LENGTH;
         let entry = Entry::from_words(&words, EntryState::Unread, components)?;
-        Some(Record { position, entry, life: (words[6] >> 32) as u32, durable: Sequence(words[7]) })
+        let after = match since {
+            0 => None,
+            // Nobody knows how long: the longest that it may be is the shortest.
+            LONG_SINCE => entry.tag.0.checked_sub(1),
+            since => Some(entry.tag.0.checked_sub(since)?),
+        };
+        let (life, durable) = ((words[6] >> 32) as u32, Sequence(words[7]));
+        Some(Record { position, entry, after: after.map(Epoch), life, durable })
     }
 }
 
@@ -244,12 +291,22 @@ fn put(bytes: &mut [u8], words: &[u64]) {
     }
 }
 
-/// Of what was found, what is certain to have been saved: of the last write of each life only what has its payload, of two in one slot
-/// the later. Ascending by sequence. `believe` is a planted fault that looks at no payload.
+/// Of what was found, what was saved, ascending by sequence. Of two in one slot that is the later.
+///
+/// Of the last write of each life only what has its payload is certain. What has it not was never durable, so that no change relied on it and
+/// nothing is needed; or it was, and the medium has lost it, so that the grain is *bad*. The grain's next original says which: it knows whether
+/// this one was there. Where there is none the base tells, for it holds what was to be saved or something else.
+///
+/// `believe` is a planted fault that looks at no payload.
 ///
 /// # Errors
-/// When the device cannot be read.
-pub async fn certain<D: BlockDevice>(device: &D, mut found: Vec<Record>, believe: bool) -> Result<Vec<Record>, Error> {
+/// When the cache cannot be read.
+pub async fn certain<D: BlockDevice, B: BlockDevice>(
+    cache: &D,
+    base: &B,
+    mut found: Vec<Record>,
+    believe: bool,
+) -> Result<Vec<Record>, Error> {
     let mut durable: BTreeMap<u32, Sequence> = BTreeMap::new();
     for record in &found {
         let known = durable.entry(record.life).or_insert(record.durable);
@@ -258,10 +315,13 @@ pub async fn certain<D: BlockDevice>(device: &D, mut found: Vec<Record>, believe
     found.sort_unstable_by_key(|record| (record.life, record.entry.sequence));
     let mut of_slot: BTreeMap<u64, usize> = BTreeMap::new();
     let mut kept: Vec<Option<Record>> = Vec::with_capacity(found.len());
+    // With how many had been kept then.
+    let mut doubtful: Vec<(usize, Record)> = Vec::new();
     for record in found {
         if let Payload::Stored { offset, .. } = record.entry.payload {
             let sure = believe || record.entry.sequence <= durable[&record.life];
-            if !sure && !is_stored(device, &record.entry, offset).await? {
+            if !sure && !is_stored(cache, &record.entry, offset).await? {
+                doubtful.push((kept.len(), record));
                 continue;
             }
             if let Some(earlier) = of_slot.insert(offset, kept.len()) {
@@ -270,7 +330,28 @@ pub async fn certain<D: BlockDevice>(device: &D, mut found: Vec<Record>, believe
         }
         kept.push(Some(record));
     }
-    let mut kept: Vec<Record> = kept.into_iter().flatten().collect();
+    let mut others: BTreeMap<u64, Vec<(usize, Record)>> =
+        doubtful.iter().map(|(_, record)| (record.entry.offset, Vec::new())).collect();
+    for (at, record) in kept.iter().enumerate() {
+        if let Some((record, others)) = record.and_then(|record| Some((record, others.get_mut(&record.entry.offset)?)))
+        {
+            others.push((at, record));
+        }
+    }
+    let mut lost = Vec::new();
+    for (before, record) in doubtful {
+        let Entry { offset, tag, .. } = record.entry;
+        let later = others[&offset].iter().filter(|(at, later)| *at >= before && later.entry.tag >= tag);
+        let was_there = match later.min_by_key(|(_, later)| later.entry.tag) {
+            Some((_, next)) => next.after.is_some_and(|after| after >= tag),
+            // A base that cannot be read is no better than one that has changed.
+            None => !is_stored(base, &record.entry, offset).await.unwrap_or(false),
+        };
+        if was_there {
+            lost.push(Record { entry: Entry { payload: Payload::Bad, ..record.entry }, ..record });
+        }
+    }
+    let mut kept: Vec<Record> = kept.into_iter().flatten().chain(lost).collect();
     kept.sort_by_key(|record| record.entry.sequence);
     Ok(kept)
 }

@@ -3,8 +3,8 @@
 use tzero_block::{BlockDevice, MemoryDevice};
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Runtime, Storage};
 use tzero_originals::{
-    AreaFound, CacheLayout, Components, Epoch, GrainIndex, Grains, ModifiedMap, Original, OriginalCache, Payload,
-    RecordArea, Recording, Reserved, Sequence, certain,
+    AreaFound, CacheLayout, Components, Entry, EntryState, Epoch, FoundRecord, GrainIndex, Grains, ModifiedMap,
+    Original, OriginalCache, Payload, RecordArea, RecordScan, Recording, Reserved, Sequence, certain,
 };
 
 const VOLUME: [u8; 16] = *b"volume's own id.";
@@ -61,6 +61,7 @@ impl Cache {
     async fn found(&self, area: &RecordArea) -> Vec<(u64, u64, u64)> {
         let found = area.scan(self.cache.device(), &Components::one()).await.unwrap();
         let mut found: Vec<_> = found
+            .records
             .iter()
             .map(|record| (record.entry.offset / GRAIN, record.entry.tag.0, record.entry.sequence.0))
             .collect();
@@ -68,14 +69,18 @@ impl Cache {
         found
     }
 
-    async fn believed(&self, area: &RecordArea) -> Vec<u64> {
+    /// Over a base that is all zero.
+    async fn believed(&self, area: &RecordArea) -> Vec<(u64, bool)> {
+        self.believed_over(area, &MemoryDevice::new(1 << 24)).await
+    }
+
+    /// Grains of which an original is believed to have been saved, and whether it is there.
+    async fn believed_over(&self, area: &RecordArea, base: &MemoryDevice) -> Vec<(u64, bool)> {
         let found = area.scan(self.cache.device(), &Components::one()).await.unwrap();
-        let mut grains: Vec<_> = certain(self.cache.device(), found, false)
-            .await
-            .unwrap()
-            .iter()
-            .map(|it| it.entry.offset / GRAIN)
-            .collect();
+        assert_eq!(found.damaged, 0);
+        let believed = certain(self.cache.device(), base, found.records, false).await.unwrap();
+        let mut grains: Vec<_> =
+            believed.iter().map(|it| (it.entry.offset / GRAIN, it.entry.payload != Payload::Bad)).collect();
         grains.sort_unstable();
         grains
     }
@@ -113,13 +118,24 @@ fn records_are_found_again_and_no_others() {
         cache.save(3, &[(10, 1), (11, 0), (12, 2)]).await;
         cache.save(4, &[(10, 5)]).await;
         assert_eq!(cache.found(&area).await, [(10, 3, 1), (10, 4, 4), (11, 3, 2), (12, 3, 3)]);
-        assert_eq!(cache.found(&RecordArea::new(VOLUME, 78, GRAIN, LIMIT)).await, [], "another incarnation");
-        assert_eq!(cache.found(&RecordArea::new([1; 16], 77, GRAIN, LIMIT)).await, [], "another volume");
-        // The record at the second place, moved to the ninth.
-        let mut bytes = cache.cache.device().to_vec();
-        bytes.copy_within(4096 + 64..4096 + 128, 4096 + 8 * 64);
-        let moved = Cache::new(&area, 1, MemoryDevice::from_bytes(bytes));
-        assert_eq!(moved.found(&area).await.len(), 4);
+        for (other, whose) in [
+            (RecordArea::new(VOLUME, 78, GRAIN, LIMIT), "another incarnation"),
+            (RecordArea::new([1; 16], 77, GRAIN, LIMIT), "another volume"),
+        ] {
+            let scan = other.scan(cache.cache.device(), &Components::one()).await.unwrap();
+            assert_eq!((scan.records, scan.damaged), (vec![], 4), "{whose}");
+        }
+        // The record at the second place, moved to the ninth; a bit of the third.
+        let whole = cache.cache.device().to_vec();
+        let damaged = async |spoil: fn(&mut [u8])| {
+            let mut bytes = whole.clone();
+            spoil(&mut bytes);
+            let scan = area.scan(&MemoryDevice::from_bytes(bytes), &Components::one()).await.unwrap();
+            (scan.records.len(), scan.damaged)
+        };
+        assert_eq!(damaged(|bytes| bytes.copy_within(4096 + 64..4096 + 128, 4096 + 8 * 64)).await, (4, 1));
+        assert_eq!(damaged(|bytes| bytes[4096 + 2 * 64 + 63] ^= 128).await, (3, 1));
+        assert_eq!(damaged(|bytes| bytes[4096 + 900] ^= 1).await, (4, 1), "where there was none");
         // What is freed goes when something beside it is written; what stands stays.
         cache.cache.free_unwanted(GrainIndex(10), |_, tag, _| tag == Epoch(4)).unwrap();
         cache.save(5, &[(20, 0)]).await;
@@ -167,19 +183,69 @@ fn of_the_last_write_only_what_has_its_payload_is_believed() {
             bytes[slots + slot * 4096] ^= 1;
         }
         let lost = Cache::new(&area, 2, MemoryDevice::from_bytes(bytes));
+        let mut base = vec![0; 1 << 24];
+        base[13 * 4096..14 * 4096].fill(4);
+        let base = MemoryDevice::from_bytes(base);
+        assert_eq!(
+            lost.believed_over(&area, &base).await,
+            [(10, true), (11, true), (12, true), (14, true)],
+            "11 was durable: damage, and an error when it is read; 13 is still on the base"
+        );
         assert_eq!(
             lost.believed(&area).await,
-            [10, 11, 12, 14],
-            "11 was durable: damage, and an error when it is read"
+            [(10, true), (11, true), (12, true), (13, false), (14, true)],
+            "13 has changed on the base: it had been durable, and is lost"
         );
         // Two lives in one: what is written after something uncertain covers nothing.
         cache.cache.is_uncertain();
         cache.cache.is_durable(Sequence(5));
         cache.save(3, &[(15, 0)]).await;
-        let mut bytes = cache.cache.device().to_vec();
-        bytes[slots + 2 * 4096] ^= 1;
-        let lost = Cache::new(&area, 2, MemoryDevice::from_bytes(bytes));
-        assert_eq!(lost.believed(&area).await, [10, 11, 13, 14, 15]);
+        let spoilt = || {
+            let mut bytes = cache.cache.device().to_vec();
+            bytes[slots + 2 * 4096] ^= 1;
+            Cache::new(&area, 2, MemoryDevice::from_bytes(bytes))
+        };
+        let believed = [(10, true), (11, true), (12, false), (13, true), (14, true), (15, true)];
+        assert_eq!(spoilt().believed(&area).await, believed);
+        let lost = spoilt();
+        area.clear(lost.cache.device()).await.unwrap();
+        assert_eq!(area.scan(lost.cache.device(), &Components::one()).await.unwrap(), RecordScan::default());
+    });
+}
+
+#[test]
+fn what_was_saved_again_is_not_missed() {
+    run(|| async {
+        let entry = |tag, sequence, payload| Entry {
+            offset: 12 * GRAIN,
+            len: GRAIN as u32,
+            tag: Epoch(tag),
+            sequence: Sequence(sequence),
+            payload,
+            state: EntryState::Unread,
+        };
+        let record = |position, after, entry| FoundRecord { position, entry, after, life: 1, durable: Sequence(0) };
+        let (cache, base) = (MemoryDevice::new(LIMIT), MemoryDevice::new(1 << 24));
+        let zeroes = crc32c::crc32c(&[0; GRAIN as usize]);
+        // Of the first only the record is there; the base has changed since, or is what it was once.
+        for (checksum, same) in [(77, false), (zeroes, true)] {
+            let first = record(0, Some(Epoch(1)), entry(3, 1, Payload::Stored { offset: LIMIT, checksum }));
+            let second = |tag, after| record(9, after, entry(tag, 2, Payload::Zero));
+            let cases = [
+                (None, !same, "the base tells"),
+                (Some(second(3, Some(Epoch(1)))), false, "saved again, the first failed"),
+                (Some(second(4, Some(Epoch(1)))), false, "the first failed, and it serves younger ones, too"),
+                (Some(second(4, Some(Epoch(3)))), true, "the first was there"),
+                (Some(second(2, None)), !same, "an older one does not know"),
+            ];
+            for (second, lost, why) in cases {
+                let found = second.into_iter().chain([first]).collect();
+                let kept = certain(&cache, &base, found, false).await.unwrap();
+                let bad: Vec<_> = kept.iter().filter(|it| it.entry.payload == Payload::Bad).collect();
+                assert_eq!(bad.len(), usize::from(lost), "{why}, {same}");
+                assert_eq!(kept.len(), usize::from(lost) + usize::from(second.is_some()), "{why}");
+            }
+        }
     });
 }
 
@@ -193,7 +259,8 @@ fn places_that_a_hung_write_may_still_reach_are_used_no_more() {
         cache.cache.abandon(hung);
         cache.save(3, &[(3, 0)]).await;
         let found = area.scan(cache.cache.device(), &Components::one()).await.unwrap();
-        let position = |grain: u64| found.iter().find(|record| record.entry.offset == grain * GRAIN).unwrap().position;
+        let position =
+            |grain: u64| found.records.iter().find(|record| record.entry.offset == grain * GRAIN).unwrap().position;
         assert_eq!((position(1), position(2)), (0, 1));
         assert!(position(3) >= 8, "not in the sector of the hung write: {}", position(3));
     });

@@ -10,7 +10,7 @@ use tzero_engine::Planted;
 use tzero_sim::executor::Crash;
 use tzero_sim::plan::Plan;
 use tzero_sim::races::Race;
-use tzero_sim::runner::{Total, run_many, sweep};
+use tzero_sim::runner::{Kind, Total, run_many, sweep};
 use tzero_sim::{schedule, shrink, story};
 
 #[derive(Parser)]
@@ -45,6 +45,9 @@ struct Arguments {
     /// Plants this fault in the engine: the run must then fail (a name, or "list")
     #[arg(long)]
     planted: Option<String>,
+    /// Only schedules in which originals outlive a loss of power
+    #[arg(long)]
+    power: bool,
     /// Goes on after a failure, up to so many
     #[arg(long, default_value_t = 1)]
     failures: usize,
@@ -72,8 +75,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     let planted = arguments.planted.as_deref().map(planted_of).transpose()?;
+    let kind = Kind { power: arguments.power, ..Kind::of(planted) };
     if let Some(seed) = arguments.replay {
-        return replay(&mut out, &Plan::planted(seed, planted), planted, arguments);
+        return replay(&mut out, &kind.plan(seed), planted, arguments);
     }
     let begun = Instant::now();
     if let Some(seed) = arguments.sweep {
@@ -89,8 +93,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let _ = writeln!(std::io::stderr(), "{done} schedules");
         }
     };
-    let total =
-        run_many(arguments.seed, arguments.schedules, arguments.threads, arguments.failures, planted, &progress);
+    let total = run_many(arguments.seed, arguments.schedules, arguments.threads, arguments.failures, kind, &progress);
     print_races(&mut out, &total)?;
     let seconds = begun.elapsed().as_secs_f64();
     writeln!(
@@ -106,7 +109,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if let Some((seed, _)) = total.failures.first() {
         if arguments.shrink {
-            replay(&mut out, &Plan::planted(*seed, planted), planted, arguments)?;
+            replay(&mut out, &kind.plan(*seed), planted, arguments)?;
         }
         bail!("{} of {} schedules failed", total.failures.len(), total.schedules);
     }

@@ -5,7 +5,7 @@
 
 use tzero_block::{ByteRange, Zeroes};
 
-use tzero_engine::{Durability, Planted};
+use tzero_engine::Durability;
 use tzero_originals::{MapShape, OnFull};
 
 use crate::contents::Cells;
@@ -263,15 +263,13 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed.
     pub fn new(seed: u64) -> Self {
-        Self::planted(seed, None)
+        Self::of(seed, false, false)
     }
 
-    /// The plan of a seed in which a fault is planted, if any: where it shows only if originals outlive a loss of power they do, and where it
-    /// shows only if the volume grows it does.
-    pub fn planted(seed: u64, fault: Option<Planted>) -> Self {
-        let is_of = |faults: &[Planted]| fault.is_some_and(|fault| faults.contains(&fault));
-        let mut plan = draw::plan(seed, &mut Random::labelled(seed, "plan"), is_of(Planted::OF_POWER));
-        draw::sizes(&mut plan, &mut Random::labelled(seed, "sizes"), is_of(Planted::OF_GROWTH));
+    /// The plan of a seed in which originals outlive a loss of power, and the volume grows, where it is to be so.
+    pub fn of(seed: u64, power: bool, growth: bool) -> Self {
+        let mut plan = draw::plan(seed, &mut Random::labelled(seed, "plan"), power);
+        draw::sizes(&mut plan, &mut Random::labelled(seed, "sizes"), growth);
         plan
     }
 

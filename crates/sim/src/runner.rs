@@ -34,9 +34,33 @@ pub fn seed_of(run: u64, number: u64) -> u64 {
     mix(run ^ mix(number))
 }
 
-/// Runs the schedule of a seed.
-pub fn run_seed(seed: u64, planted: Option<Planted>) -> Verdict {
-    schedule::run(&Plan::planted(seed, planted), planted)
+/// Which schedules are run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kind {
+    /// The fault that is planted in the engine.
+    pub planted: Option<Planted>,
+    /// In all of them originals outlive a loss of power, not only in some.
+    pub power: bool,
+    /// In all of them the volume grows.
+    pub growth: bool,
+}
+
+impl Kind {
+    /// Those that can show a fault.
+    pub fn of(planted: Option<Planted>) -> Self {
+        let is_of = |faults: &[Planted]| planted.is_some_and(|fault| faults.contains(&fault));
+        Self { planted, power: is_of(Planted::OF_POWER), growth: is_of(Planted::OF_GROWTH) }
+    }
+
+    /// The plan of a seed.
+    pub fn plan(self, seed: u64) -> Plan {
+        Plan::of(seed, self.power, self.growth)
+    }
+
+    /// Runs the schedule of a seed.
+    pub fn run(self, seed: u64) -> Verdict {
+        schedule::run(&self.plan(seed), self.planted)
+    }
 }
 
 /// Kills the daemon of one schedule at every `stride`-th moment of every kind in turn: every mapped store, every request, every named
@@ -118,7 +142,7 @@ pub fn run_many(
     count: u64,
     threads: usize,
     most_failures: usize,
-    planted: Option<Planted>,
+    kind: Kind,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Total {
     let (next, enough, total) = (AtomicU64::new(0), AtomicBool::new(false), Mutex::new(Total::default()));
@@ -129,7 +153,7 @@ pub fn run_many(
                 break;
             }
             let schedule = seed_of(seed, number);
-            let verdict = run_seed(schedule, planted);
+            let verdict = kind.run(schedule);
             let mut total = total.lock().expect("no schedule panics while it is counted");
             total.schedules += 1;
             total.ops += verdict.ops;

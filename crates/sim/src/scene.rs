@@ -471,12 +471,17 @@ impl Scene {
         if !broken && lost && !power {
             fail(format!("snapshot {number} is live after the power was lost"));
         }
-        let known_broken = self.oracle.is_broken(number) || self.plan.may_break_of_itself();
+        let known_broken = self.oracle.is_broken(number) || self.plan.may_break_of_itself() || self.corrupted.get();
         if power && broken && !known_broken && (confirmed || !lost) {
             fail(format!("snapshot {number} outlives a loss of power and is broken after one: {:?}", info.state));
         }
-        if power && lost && !broken {
-            self.races.reach(Race::OutlivedPower);
+        if power && lost {
+            self.races.reach(match info.state {
+                SnapshotState::Broken { reason: BrokenReason::PowerLost, .. } => Race::NotConfirmed,
+                SnapshotState::Broken { reason: BrokenReason::Damaged, .. } => Race::RecordsDamaged,
+                SnapshotState::Broken { .. } => return,
+                SnapshotState::Live | SnapshotState::Ended { .. } => Race::OutlivedPower,
+            });
         }
     }
 

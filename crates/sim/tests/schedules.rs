@@ -2,7 +2,7 @@
 
 use tzero_engine::Planted;
 use tzero_sim::plan::Plan;
-use tzero_sim::runner::{every_prefix, run_many, run_seed, small, sweep};
+use tzero_sim::runner::{Kind, every_prefix, run_many, small, sweep};
 use tzero_sim::schedule;
 
 /// Most schedules that a planted fault may survive.
@@ -12,7 +12,7 @@ fn silent(_: u64) {}
 
 #[test]
 fn schedules_pass() {
-    let total = run_many(1, 300, 2, 1, None, &silent);
+    let total = run_many(1, 300, 2, 1, Kind::default(), &silent);
     assert_eq!(total.failures, [], "replay with: cargo run --release -p tzero-sim -- --replay SEED");
     assert!(total.ops >= 200 * total.schedules, "{} operations", total.ops);
 }
@@ -20,11 +20,11 @@ fn schedules_pass() {
 #[test]
 fn a_seed_is_a_schedule() {
     for seed in 0..12 {
-        let (first, second) = (run_seed(seed, None), run_seed(seed, None));
+        let (first, second) = (Kind::default().run(seed), Kind::default().run(seed));
         assert_eq!((first.trace, first.steps, first.ops), (second.trace, second.steps, second.ops), "seed {seed}");
         assert_eq!(first.races, second.races, "seed {seed}");
     }
-    assert_ne!(run_seed(1, None).trace, run_seed(2, None).trace);
+    assert_ne!(Kind::default().run(1).trace, Kind::default().run(2).trace);
 }
 
 #[test]
@@ -61,7 +61,7 @@ macro_rules! caught {
         $(#[test]
         fn $test() {
             let run = *[1 $(, $run)?].last().expect("there is one");
-            let total = run_many(run, MOST_SCHEDULES, 2, 1, Some(Planted::$fault), &silent);
+            let total = run_many(run, MOST_SCHEDULES, 2, 1, Kind::of(Some(Planted::$fault)), &silent);
             assert!(!total.failures.is_empty(), "{} schedules did not notice it", total.schedules);
         })*
 
@@ -117,4 +117,7 @@ caught! {
     save_cut_twice_is_caught: SaveCutTwice,
     short_end_not_released_is_caught: ShortEndNotReleased,
     size_recorded_first_is_caught: SizeRecordedFirst,
+    damaged_records_ignored_is_caught: DamagedRecordsIgnored,
+    doubt_forgotten_is_caught: DoubtForgotten,
+    end_of_broken_is_caught: EndOfBroken,
 }
