@@ -53,6 +53,8 @@ fn a_confirmed_snapshot_outlives_the_machine() {
         let copy = scratch.join("copy.img");
         daemon.ok(&format!("backup vol@one --to {} --verify", copy.display()));
         assert!(read(&copy) == one);
+        let shown = daemon.json(&format!("copy show {}", copy.display()));
+        assert_eq!(shown["copy"]["durability"], "power", "{shown}");
         daemon.connect("vol").write(5 * MIB, &bytes(MIB as usize, 6)).expect("the host goes on");
         assert!(daemon.contents("vol@one") == one && daemon.contents("vol@two") == two);
         // Deleted, it stays deleted, and its originals are freed.

@@ -24,7 +24,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::Originals;
+use crate::control::{Durability, Originals};
 use crate::{OnFull, Place};
 
 /// Version of the protocol. 1, which said no number, had one base and one file of originals.
@@ -209,6 +209,9 @@ pub struct Begun {
     /// Its copy-on-write has ended: the sequence of the last original that it retains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<u64>,
+    /// What the volume's originals outlive. With `power` only what was flushed in the destination is captured.
+    #[serde(default)]
+    pub durability: Durability,
     /// Components that are files or devices are read with direct I/O. The cache never is.
     pub direct: bool,
     /// What the base is made of, in order.

@@ -326,6 +326,11 @@ impl Journal {
         self.put(1, BOUNDARY, [0; 32], [0, 0, 0])
     }
 
+    /// The file, for making durable what was recorded.
+    pub(crate) fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// Whether what is recorded may not be in the destination.
     pub(crate) fn is_doubted(&self) -> bool {
         self.doubted

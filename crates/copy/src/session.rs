@@ -56,6 +56,12 @@ impl Session {
         }
     }
 
+    /// A session whose other side a test is.
+    #[cfg(test)]
+    pub(crate) fn over(stream: UnixStream) -> Self {
+        Self { stream, pending: Vec::new() }
+    }
+
     /// All of a released set, given its first page.
     fn released(&mut self, mut page: ReleasedPage) -> Result<RangeSet, DaemonFault> {
         let mut released = RangeSet::default();

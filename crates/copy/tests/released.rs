@@ -73,6 +73,7 @@ impl Interrupted {
 
 /// Connections that end at the first report: what was copied is in the journal and not released.
 const UNREPORTED: Fault = Fault {
+    durability: tzero_api::control::Durability::Process,
     lose_at_capture: Some(1),
     broken_at_check: false,
     stopping_at_capture: false,

@@ -1,4 +1,16 @@
 //! The life of snapshots: create, release, end, delete.
+//!
+//! # What is durable, and when
+//! A sync of a file waits for whatever the machine has under way, a minute and more under heavy load. So it is paid only where somebody relies on what it
+//! makes durable:
+//!
+//! | | `durability = process` | `power` |
+//! |---|---|---|
+//! | a user's snapshot is created | before it is acknowledged: the name is somebody's to rely on, and after a loss of power it is listed as broken | the same |
+//! | a private snapshot is created | never. A loss of power breaks it, and its backup begins anew, whether the record says *broken* or is gone; a death of the process keeps the page cache; a clean stop syncs | before it is acknowledged |
+//! | release, end, delete | never: the same | before anything relies on them |
+//!
+//! An epoch is given once, though: a number that a lost record had must not come again. After a loss of power epochs go on [`LEAP`] further.
 
 use std::collections::btree_map::Entry;
 use std::ops::Range;
@@ -18,6 +30,10 @@ use crate::save::MOST_LOOKED_AT;
 use crate::scope;
 use crate::snapshots::{Snapshot, SnapshotInfo};
 use crate::volume::{Durability, SnapshotError, StateOf, Volume, released_name};
+
+/// So much further epochs go on after a loss of power, where those of private snapshots may have been lost: more than anybody takes between two
+/// syncs of the table.
+pub(crate) const LEAP: u64 = 1 << 20;
 
 /// What one snapshot has released, on record.
 pub(crate) struct ReleasedLog<M> {
@@ -53,7 +69,8 @@ impl<P: Platform> Volume<P> {
     /// Takes a snapshot: from the moment this returns, its view reads what the volume held at one instant during the call. Changes that had
     /// completed before are in it, changes that start afterwards are not.
     ///
-    /// The pause is the arming: a few stores under the volume's lock, whatever the volume's size (R2). The record is durable when this returns.
+    /// The pause is the arming: a few stores under the volume's lock, whatever the volume's size (R2). The record is durable when this returns, unless it
+    /// is private and nothing relies on that (see the module).
     ///
     /// # Errors
     /// When the name is not allowed or taken, there are too many, or the state cannot be written.
@@ -80,8 +97,9 @@ impl<P: Platform> Volume<P> {
         };
         let id = SnapshotId(self.platform.random_id());
         let scoped = scope.is_some();
+        let durable = self.durability == Durability::Power || !kind.private;
         let stored = match &scope {
-            Some(scope) => scope::store(&self.storage, id, scope).await.map_err(SnapshotError::State),
+            Some(scope) => scope::store(&self.storage, id, scope, durable).await.map_err(SnapshotError::State),
             None => Ok(()),
         };
         self.platform.point(Point::CreatePrepared).await;
@@ -96,7 +114,7 @@ impl<P: Platform> Volume<P> {
             }
         };
         self.platform.point(Point::Create).await;
-        if let Err(error) = self.table.durable().await {
+        if durable && let Err(error) = self.table.durable().await {
             // Nobody is told of a snapshot that may be gone tomorrow. It was never confirmed: whatever is left of it, nobody believes it.
             self.remove_snapshot(&snapshot).await;
             return Err(SnapshotError::NotDurable(error));

@@ -20,6 +20,7 @@ use tzero_originals::{
 use crate::admission::Admission;
 use crate::commit::Commits;
 use crate::confirm::Confirming;
+use crate::control::LEAP;
 use crate::ladder::Movers;
 use crate::lost;
 use crate::pending::Pending;
@@ -35,6 +36,8 @@ use crate::volume::{
 
 /// Name of the modified map in a volume's storage.
 pub const MAP_NAME: &str = "map";
+/// The boot of a table that was never opened.
+const NEVER: [u8; 16] = [0; 16];
 /// Name of the snapshot table in a volume's storage.
 pub const TABLE_NAME: &str = "snapshots";
 
@@ -74,6 +77,10 @@ impl<P: Platform> Volume<P> {
         platform.point(Point::RecoveryMarked).await;
 
         let mut epoch = all.iter().map(|snapshot| snapshot.epoch).max().unwrap_or(Epoch(0)).max(table.epoch());
+        if lost && !power && boot != NEVER {
+            epoch.0 += LEAP;
+            table.set_epoch(epoch).map_err(OpenError::State)?;
+        }
         let rebuilt = if power && lost { Some(found.saved.as_ref().map_or(&[][..], |(saved, _)| saved)) } else { None };
         let map = rebuild::open_map(&platform, &storage, &options, rebuilt)?;
         if let Some((_, newest)) = found.saved

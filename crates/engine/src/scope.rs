@@ -30,10 +30,13 @@ pub(crate) fn checked(ranges: &[ByteRange], size: u64) -> Option<RangeSet> {
     (!ranges.is_empty()).then_some(scope)
 }
 
-/// Puts a scope on record, durably.
-pub(crate) async fn store<S: Storage>(storage: &S, id: SnapshotId, scope: &RangeSet) -> io::Result<()> {
+/// Puts a scope on record; durably, where that is relied on.
+pub(crate) async fn store<S: Storage>(storage: &S, id: SnapshotId, scope: &RangeSet, durable: bool) -> io::Result<()> {
     let log = RangeLog::open_or_create(storage, &name(id))?;
     scope.iter().try_for_each(|range| log.append(range))?;
+    if !durable {
+        return Ok(());
+    }
     log.durable().await?;
     storage.names_durable().await
 }

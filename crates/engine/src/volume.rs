@@ -23,8 +23,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Notify, Storage};
 use tzero_originals::{
-    BrokenReason, Components, FirstTier, Grains, MapError, MapShape, OriginalCache, Originals, OriginalsUse,
-    RecordState, SnapshotId, SnapshotTable, TableError,
+    BrokenReason, Components, FirstTier, Grains, MapError, MapShape, OriginalCache, OriginalsUse, RecordState,
+    SnapshotId, SnapshotTable, TableError,
 };
 
 use crate::admission::Admission;
@@ -360,8 +360,10 @@ impl<P: Platform> Volume<P> {
         self.cache().flush().await.map_err(failed)?;
         self.originals.sync_map()?;
         for snapshot in self.snapshots.all() {
-            if snapshot.originals == Originals::Release && self.storage.exists(&released_name(snapshot.id))? {
-                tzero_io::Mapping::sync(&self.storage.open(&released_name(snapshot.id), 0)?)?;
+            for name in [released_name(snapshot.id), crate::scope::name(snapshot.id)] {
+                if self.storage.exists(&name)? {
+                    tzero_io::Mapping::sync(&self.storage.open(&name, 0)?)?;
+                }
             }
         }
         self.mark_broken().await?;

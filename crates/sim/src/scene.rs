@@ -522,7 +522,11 @@ impl Scene {
         self.served.set(true);
         self.close_synced.store(false, Ordering::Relaxed);
         let power = self.plan.shape.durability == Durability::Power;
-        self.oracle.recovered(&found, self.power_lost.take(), power);
+        // Of a private snapshot nothing is durable, unless it is to outlive this.
+        let known = self.known.borrow();
+        let may_be_lost = |number| !power && known.get(&number).is_some_and(|known| known.private);
+        self.oracle.recovered(&found, self.power_lost.take(), power, may_be_lost);
+        drop(known);
         let maintained = Arc::clone(&volume);
         spawn(process, "daemon: maintain".into(), false, async move { maintained.maintain().await });
         let confirming = Arc::clone(&volume);

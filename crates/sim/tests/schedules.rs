@@ -106,7 +106,7 @@ caught! {
     lost_forgotten_is_caught: LostForgotten,
     commit_before_flush_is_caught: CommitBeforeFlush,
     payload_not_durable_is_caught: PayloadNotDurable,
-    torn_payload_believed_is_caught: TornPayloadBelieved,
+    torn_payload_believed_is_caught: TornPayloadBelieved in 7,
     confirmed_before_flush_is_caught: ConfirmedBeforeFlush,
     mark_not_durable_is_caught: MarkNotDurable,
     release_not_durable_is_caught: ReleaseNotDurable,
@@ -118,6 +118,6 @@ caught! {
     short_end_not_released_is_caught: ShortEndNotReleased,
     size_recorded_first_is_caught: SizeRecordedFirst,
     damaged_records_ignored_is_caught: DamagedRecordsIgnored,
-    doubt_forgotten_is_caught: DoubtForgotten,
+    doubt_forgotten_is_caught: DoubtForgotten in 7,
     end_of_broken_is_caught: EndOfBroken,
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tzero_block::ByteRange;
 
-use super::capture::{Captures, Report};
+use super::capture::{Captures, Durably, Report};
 use super::job::Job;
 use super::landing::{FlushBehind, Landing};
 use super::stop::Stop;
 use crate::digests::chunk_range;
-use crate::error::StopCause;
+use crate::error::{FileAction, StopCause};
 use crate::flow::{self, End, Step, Taker, Target};
 use crate::journal::Stage;
 use crate::manifest::ModeUsed;
@@ -60,12 +60,14 @@ impl<S: Source> Job<'_, S> {
             _ => Session::captured,
         };
         let already = self.recorded();
-        let captures = |session| Captures::new(session, report, self.released.clone(), self.source.hurry());
+        let durably = self.durably()?;
+        let known = (self.released.clone(), self.source.hurry());
+        let captures = |session| Captures::new(session, report, &self.source_name, durably, known);
         let mut captures = self.session.take().map(captures);
         if let Some(captures) = &mut captures {
             // The last batch of the interrupted run may not have been reported.
             for range in already.into_iter().flat_map(|range| self.released.missing(range)) {
-                captures.add(range).await.map_err(Error::daemon(&self.source_name))?;
+                captures.add(range).await?;
             }
         }
         let (chunk, size) = self.cut();
@@ -78,14 +80,35 @@ impl<S: Source> Job<'_, S> {
         let ended = self.ended(ended, behind).await;
         if let Some(captures) = captures {
             match &ended {
-                Ok(_) => {
-                    let session = captures.finish().await.map_err(Error::daemon(&self.source_name))?;
-                    self.session = Some(session);
+                Ok(_) => self.session = Some(captures.finish().await.map_err(|error| self.doubted(error))?),
+                Err(_) => {
+                    let (session, reported) = captures.abort().await;
+                    self.session = session;
+                    let _ = reported.map_err(|error| self.doubted(error));
                 }
-                Err(_) => self.session = captures.abort().await,
             }
         }
         done(ended?)
+    }
+
+    /// An error after which what is recorded is not certain to be in the destination goes on record.
+    fn doubted(&mut self, error: Error) -> Error {
+        if error.casts_doubt() {
+            // The end of the run insists on it.
+            let _ = self.journal.doubt();
+        }
+        error
+    }
+
+    /// What is flushed before it counts as captured, where it is.
+    fn durably(&self) -> Result<Option<Durably>, Error> {
+        if !self.flushes_captures() {
+            return Ok(None);
+        }
+        let journal_path = self.site.journal.clone();
+        let journal = self.journal.file().map_err(Error::file(FileAction::Open, &journal_path))?;
+        let (medium, image) = (self.medium.clone(), self.site.partial.clone());
+        Ok(Some(Durably { medium, image, journal: Arc::new(journal), journal_path }))
     }
 
     /// Brings chunks of `source` onto record as what the base held at whatever moment.

@@ -14,7 +14,8 @@ use crate::error::{DaemonFault, FileAction, Incomplete, StopCause};
 use crate::forbidden::refuse_forbidden;
 use crate::journal::{ChunkRecord, Journal};
 use crate::manifest::{
-    Engine, ImageRecord, Manifest, ManifestFields, ModeUsed, Outboard, OutboardRecord, Protection, Transport,
+    Durability, Engine, ImageRecord, Manifest, ManifestFields, ModeUsed, Outboard, OutboardRecord, Protection,
+    Transport,
 };
 use crate::medium::Medium;
 use crate::opening::refuse_locked;
@@ -43,6 +44,8 @@ pub(crate) struct Job<'a, S> {
     pub(crate) boundary: Option<u64>,
     /// What moves the base's bytes of an outboard copy.
     pub(crate) engine: Engine,
+    /// What the volume's originals outlive.
+    pub(crate) durability: Durability,
     /// How a volume's bytes come here.
     pub(crate) transport: Option<Transport>,
     pub(crate) replace: bool,
@@ -213,6 +216,12 @@ impl<S: Source> Job<'_, S> {
         self.kept(flushed.map_err(Error::unflushed(&self.site.partial)))
     }
 
+    /// Whether only what was flushed, image and journal, is captured: where the mover's originals outlive more than processes, or the destination
+    /// may lose what it has acknowledged while the mover lives.
+    pub(super) fn flushes_captures(&self) -> bool {
+        self.durability == Durability::Power || self.medium.file().is_none()
+    }
+
     async fn flush(&mut self) -> Result<(), Stop> {
         let total = self.source.size();
         (self.observer)(&Event::Progress { phase: Phase::Flush, done: 0, total });
@@ -274,6 +283,7 @@ impl<S: Source> Job<'_, S> {
                 (OutboardRecord { layout, boundary, engine: self.engine }, up_to)
             }),
             scope: self.source.scope().clone(),
+            durability: self.durability,
             bytes_read: sum(|record| record.read),
             bytes_changed: sum(|record| record.changed),
             bytes_written: sum(|record| record.written),

@@ -60,7 +60,7 @@ impl Landing<'_> {
         self.journal.append(index, &record).map_err(Error::file(FileAction::Write, &self.site.journal))?;
         self.records.insert(index, record);
         if let Some(captures) = &mut self.captures {
-            captures.add(range).await.map_err(Error::daemon(self.source_name))?;
+            captures.add(range).await?;
         }
         self.behind.add(range, written, self.medium, self.site).await?;
         self.done += range.len();

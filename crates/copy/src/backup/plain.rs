@@ -18,7 +18,7 @@ use super::{BackupOutcome, BackupRequest, Shortfall, destination};
 use crate::digests::CHUNK;
 use crate::error::{FileAction, ResumeFault};
 use crate::journal::{ChunkRecord, Journal, JournalHeader, PlainRecord};
-use crate::manifest::{Engine, ModeUsed, Protection, VolumeRecord};
+use crate::manifest::{Durability, Engine, ModeUsed, Protection, VolumeRecord};
 use crate::medium::Medium;
 use crate::opening::is_image;
 use crate::placement::Identity;
@@ -141,6 +141,7 @@ pub(crate) async fn backup(
         resumed: request.resume,
         boundary: None,
         engine: Engine::Read,
+        durability: Durability::Process,
         transport: None,
         replace,
         verify: request.verify,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use tzero_api::control::Originals;
+use tzero_api::control::{self, Originals};
 use tzero_api::mover::{Begun, FailureCode, PROTOCOL, Request};
 use tzero_io::{blocking, system};
 use tzero_originals::RangeSet;
@@ -14,7 +14,7 @@ use super::{BackupOutcome, BackupRequest, destination};
 use crate::digests::CHUNK;
 use crate::error::{DaemonFault, FileAction, ModeFault, ResumeFault};
 use crate::journal::{JournalHeader, SnapshotRecord};
-use crate::manifest::{Engine, ModeUsed, Transport, VolumeRecord};
+use crate::manifest::{Durability, Engine, ModeUsed, Transport, VolumeRecord};
 use crate::patience::patiently;
 use crate::placement::Identity;
 use crate::released::Released;
@@ -96,6 +96,7 @@ pub(crate) async fn backup(
         resumed: false,
         boundary: None,
         engine: Engine::Read,
+        durability: durability(&begun),
         replace: request.replace,
         verify: request.verify,
         state: request.state.clone(),
@@ -179,6 +180,13 @@ fn refuse_source(site: &Site, source: &SnapshotSource, begun: &Begun) -> Result<
     destination::refuse_source(site, &sources)
 }
 
+fn durability(begun: &Begun) -> Durability {
+    match begun.durability {
+        control::Durability::Process => Durability::Process,
+        control::Durability::Power => Durability::Power,
+    }
+}
+
 fn record(begun: &Begun) -> VolumeRecord {
     VolumeRecord {
         name: begun.volume.clone(),
@@ -254,6 +262,7 @@ async fn resume(
         resumed: true,
         boundary: left.boundary,
         engine: Engine::Read,
+        durability: durability(&begun),
         replace: request.replace || header.replace,
         verify: request.verify,
         state: request.state.clone(),

@@ -50,6 +50,7 @@ fn source(directory: &std::path::Path, released: Released) -> SnapshotSource {
         keep: false,
         private: true,
         ended: None,
+        durability: tzero_api::control::Durability::Process,
         direct: false,
         components: vec![Component { size: SIZE, access: Access::Descriptor, place: "/base".into() }],
         tiers: vec![Tier { size: 0, access: Access::Descriptor }],

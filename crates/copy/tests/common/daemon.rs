@@ -38,6 +38,8 @@ pub struct Fault {
     pub stopping_at_capture: bool,
     /// The base is read past the page cache (which is no fault).
     pub direct: bool,
+    /// What it says of the volume.
+    pub durability: tzero_api::control::Durability,
     /// The snapshot keeps its originals and releases nothing (which is no fault).
     pub keeps: bool,
     /// The connection ends at `Recorded`.
@@ -349,7 +351,12 @@ impl Daemon {
         end
     }
 
-    fn hand_over(&self, stream: &UnixStream, id: [u8; 16], Fault { direct, silent_of_released, .. }: Fault) {
+    fn hand_over(
+        &self,
+        stream: &UnixStream,
+        id: [u8; 16],
+        Fault { direct, durability, silent_of_released, .. }: Fault,
+    ) {
         let begun = Begun {
             protocol: PROTOCOL,
             volume: "vm".into(),
@@ -366,6 +373,7 @@ impl Daemon {
             keep: *self.keeps.lock().unwrap(),
             private: true,
             ended: *self.ended.lock().unwrap(),
+            durability,
             direct,
             components: vec![Component {
                 size: self.size,

@@ -250,6 +250,7 @@ impl Session {
                 SnapshotState::Ended { up_to } => Some(up_to.0),
                 _ => None,
             },
+            durability: record.durability,
             direct: record.direct,
             components,
             tiers,

@@ -130,8 +130,14 @@ impl Oracle {
     }
 
     /// After a start: the snapshots that the engine has found, by number, with epoch and whether they are broken. After a loss of power those
-    /// that are gone may be back, broken: all, or with `durable` only those that could not be made.
-    pub fn recovered(&self, found: &[(u32, u64, bool)], power_lost: bool, durable: bool) {
+    /// that are gone may be back, broken: all, or with `durable` only those that could not be made. Some `may_be_lost` with the power.
+    pub fn recovered(
+        &self,
+        found: &[(u32, u64, bool)],
+        power_lost: bool,
+        durable: bool,
+        may_be_lost: impl Fn(u32) -> bool,
+    ) {
         let numbers: Vec<u32> = self.model().snapshots.keys().copied().collect();
         for (number, ..) in found {
             if !numbers.contains(number) {
@@ -142,6 +148,7 @@ impl Oracle {
             let there = found.iter().find(|(other, ..)| *other == number);
             let standing = self.standing(number);
             match (standing, there) {
+                (Standing::Live, None) if power_lost && may_be_lost(number) => self.set(number, Standing::Gone),
                 (Standing::Live, None) => fail(format!("snapshot {number} is lost after a restart")),
                 (Standing::Gone, Some((.., true))) if power_lost && (!durable || self.was_never(number)) => {
                     self.set(number, Standing::Live);
