@@ -131,8 +131,8 @@ impl Snapshot {
     }
 
     pub(crate) fn info(&self) -> SnapshotInfo {
-        // Not as soon as it is marked: until that is durable it stands, and a loss of power may leave it standing.
-        let state = match (self.broken.get(), self.end.get()) {
+        // As soon as it is marked, as in the table, which movers read. Until that is durable a loss of power may leave it standing, and right.
+        let state = match (self.doomed.get(), self.end.get()) {
             (Some((reason, at)), _) => SnapshotState::Broken { reason: *reason, at: *at },
             (None, Some(up_to)) => SnapshotState::Ended { up_to: *up_to },
             (None, None) => SnapshotState::Live,

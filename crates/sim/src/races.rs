@@ -137,6 +137,8 @@ struct State {
     standing: usize,
     /// Snapshots that broke without a mark.
     lost_marks: BTreeSet<SnapshotId>,
+    /// Snapshots that are broken for certain.
+    broken: BTreeSet<SnapshotId>,
 }
 
 /// The counters of one schedule, and what is in flight in it.
@@ -230,6 +232,9 @@ impl Races {
     /// The engine says what it does.
     pub fn observe(&self, event: Event) {
         let mut state = self.state();
+        if let Event::Broken { id, .. } = event {
+            state.broken.insert(id);
+        }
         match event {
             Event::Armed { straddlers, .. } if straddlers > 0 => state.reach(Race::Straddler),
             Event::Published { cache_offset: Some(offset), .. } if state.freed.remove(&offset) => {
@@ -281,6 +286,16 @@ impl Races {
     /// Whether the snapshot is broken in a way that was not put on record at once: only its daemon knows.
     pub fn mark_lost(&self, id: SnapshotId) -> bool {
         self.state().lost_marks.contains(&id)
+    }
+
+    /// A start has found the snapshot broken: it stays so.
+    pub fn found_broken(&self, id: SnapshotId) {
+        self.state().broken.insert(id);
+    }
+
+    /// Whether the snapshot is broken for certain, so that changes have gone on without it.
+    pub fn is_broken(&self, id: SnapshotId) -> bool {
+        self.state().broken.contains(&id)
     }
 
     /// A save has begun (`true`) or is over.

@@ -496,6 +496,11 @@ impl Scene {
             self.sizes.armed(info.epoch.0, info.size);
             let broken = is_broken(info);
             self.judge_found(number, info, broken);
+            if broken {
+                self.races.found_broken(info.id);
+            } else if self.power_lost.get() && !self.races.is_broken(info.id) {
+                self.oracle.stands_after_all(number);
+            }
             found.push((number, info.epoch.0, broken));
             let mut known = self.known.borrow_mut();
             let entry = known.entry(number).or_insert_with(|| Known {

@@ -124,6 +124,13 @@ impl Oracle {
         snapshot.broken |= broken;
     }
 
+    /// That the snapshot is broken was said before it was certain, and a loss of power has come between.
+    pub fn stands_after_all(&self, number: u32) {
+        if let Some(snapshot) = self.model().snapshots.get_mut(&number) {
+            snapshot.broken = false;
+        }
+    }
+
     /// Whether the engine has said that the snapshot is broken.
     pub fn is_broken(&self, number: u32) -> bool {
         self.model().snapshots.get(&number).is_some_and(|snapshot| snapshot.broken)
