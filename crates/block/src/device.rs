@@ -128,6 +128,9 @@ pub enum Fault {
     Unsupported,
     /// What the operating system said (`ENOSPC`, `EIO`, …).
     System(io::Error),
+    /// The connection to the device broke. What was acknowledged before, and not flushed, may be lost, which is said once; what succeeds later is
+    /// as good as ever.
+    Link(io::Error),
 }
 
 /// A request that failed, and where.
@@ -160,6 +163,12 @@ impl Error {
             if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
     }
 
+    /// Whether a flush that failed so leaves it unknown for good what is on the medium, whatever flushes succeed later: Linux's page cache says once
+    /// that it could not write something, and forgets it.
+    pub fn leaves_doubt(&self) -> bool {
+        matches!(self.fault, Fault::System(_))
+    }
+
     /// Whether the device cannot do this.
     pub fn is_unsupported(&self) -> bool {
         matches!(self.fault, Fault::Unsupported)
@@ -186,7 +195,7 @@ impl fmt::Display for Fault {
             Self::OutOfRange => f.write_str("past the end of the device"),
             Self::Unaligned => f.write_str("not aligned to the device's blocks"),
             Self::Unsupported => f.write_str("the device does not support it"),
-            Self::System(source) => source.fmt(f),
+            Self::System(source) | Self::Link(source) => source.fmt(f),
         }
     }
 }
@@ -194,7 +203,7 @@ impl fmt::Display for Fault {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.fault {
-            Fault::System(source) => Some(source),
+            Fault::System(source) | Fault::Link(source) => Some(source),
             _ => None,
         }
     }

@@ -64,7 +64,7 @@ impl<P: Platform> Volume<P> {
         let wanted = power && self.confirming.wanted.load(Ordering::SeqCst);
         let covered = if wanted { self.landed_snapshots() } else { Vec::new() };
         let result = self.base.flush().await;
-        self.base_flushed(&covered, result.is_ok());
+        self.base_flushed(&covered, &result);
         result
     }
 
@@ -83,11 +83,11 @@ impl<P: Platform> Volume<P> {
         all
     }
 
-    fn base_flushed(&self, covered: &[Arc<Snapshot>], good: bool) {
-        if !good && self.platform.planted(Planted::DoubtForgotten) {
-            return;
-        }
-        if !good {
+    fn base_flushed(&self, covered: &[Arc<Snapshot>], result: &Result<(), Error>) {
+        if let Err(error) = result {
+            if !error.leaves_doubt() || self.platform.planted(Planted::DoubtForgotten) {
+                return;
+            }
             self.platform.observe(Event::BaseInDoubt);
             self.confirming.in_doubt.store(true, Ordering::SeqCst);
             // In the page cache that is enough: it says something about this boot only.
@@ -134,7 +134,7 @@ impl<P: Platform> Volume<P> {
         let covered = self.landed_snapshots();
         if !covered.is_empty() {
             let result = self.base.flush().await;
-            self.base_flushed(&covered, result.is_ok());
+            self.base_flushed(&covered, &result);
         }
     }
 

@@ -227,6 +227,6 @@ fn host_error(error: Error) -> ExportError {
         Fault::OutOfRange | Fault::Unaligned => ExportError::Invalid,
         Fault::Unsupported => ExportError::Unsupported,
         Fault::System(_) if error.is_no_space() => ExportError::NoSpace,
-        Fault::System(_) => ExportError::Io,
+        Fault::System(_) | Fault::Link(_) => ExportError::Io,
     }
 }

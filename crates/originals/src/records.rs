@@ -361,7 +361,7 @@ fn is_past_end(error: &Error) -> bool {
     match &error.fault {
         Fault::OutOfRange => true,
         Fault::System(source) => source.kind() == std::io::ErrorKind::UnexpectedEof,
-        Fault::Unaligned | Fault::Unsupported => false,
+        Fault::Unaligned | Fault::Unsupported | Fault::Link(_) => false,
     }
 }
 

@@ -48,8 +48,8 @@ fn fault(failure: Failure) -> Fault {
     match failure {
         Failure::Server(ENOTSUP) => Fault::Unsupported,
         Failure::Server(number) => Fault::System(io::Error::from_raw_os_error(number)),
-        Failure::Connection(error) => Fault::System(error.into()),
-        Failure::LostChanges => Fault::System(Shared::from(ClientError::LostChanges).into()),
+        Failure::Connection(error) => Fault::Link(error.into()),
+        Failure::LostChanges => Fault::Link(Shared::from(ClientError::LostChanges).into()),
     }
 }
 

@@ -50,7 +50,7 @@ fn export_error(error: Error) -> ExportError {
         _ if error.is_no_space() => ExportError::NoSpace,
         Fault::OutOfRange | Fault::Unaligned => ExportError::Invalid,
         Fault::Unsupported => ExportError::Unsupported,
-        Fault::System(_) => ExportError::Io,
+        Fault::System(_) | Fault::Link(_) => ExportError::Io,
     }
 }
 
