@@ -10,6 +10,7 @@ use anyhow::{Result, bail};
 use crate::lanes;
 use crate::nextest::{self, Tally};
 use crate::shell::{cargo, succeeds};
+use crate::tidy;
 
 struct Step {
     name: &'static str,
@@ -32,6 +33,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         let mut command = cargo(&["doc", "--workspace", "--no-deps", "--locked", "--quiet"]);
         succeeds(command.env("RUSTDOCFLAGS", "-D warnings"))
     });
+    check(&mut steps, "tidiness", || Ok(tidy::run(&[]).is_ok()));
     let built = check(&mut steps, "build", || {
         succeeds(&mut cargo(&["build", "--release", "--locked", "--package", "tzero", "--package", "tzero-sim"]))
     });

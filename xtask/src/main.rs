@@ -60,7 +60,7 @@ const TASKS: &[Task] = &[
     Task {
         name: "tidy",
         arguments: "",
-        does: "rules that no compiler checks: file sizes, links, indexes, dead files, forbidden words",
+        does: "the largest files and functions, and rules that no compiler checks: file sizes, links, indexes, dead files, forbidden words",
         run: tidy::run,
     },
 ];

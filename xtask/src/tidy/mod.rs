@@ -1,8 +1,9 @@
-//! Rules that no compiler checks. `cargo xtask tidy` prints what breaks them; as tests they are part of every run.
+//! Rules that no compiler checks. `cargo xtask tidy` prints what is largest and what breaks them; as tests they are part of every run.
 //!
 //! A finding names the file, the line where it has one, and the rule. There is no list of exceptions.
 
 mod documents;
+mod largest;
 mod source;
 mod words;
 
@@ -39,6 +40,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         bail!("`cargo xtask tidy` takes no argument");
     }
     let repository = Repository::read(&root())?;
+    largest::largest(&repository).iter().for_each(|line| println!("{line}"));
     let mut count = 0;
     for (name, rule) in RULES {
         for finding in rule(&repository) {
