@@ -37,9 +37,9 @@ fn another_interleaving_of_the_same_plan_is_another_schedule() {
 
 #[test]
 fn kills_at_many_moments_of_one_schedule() {
-    let (runs, failed) = sweep(6, 8, 2, None);
+    let (runs, failed) = sweep(2, 2, 2, None);
     assert!(failed.is_none(), "{failed:?}");
-    assert!(runs > 50, "{runs} kills");
+    assert!(runs > 500, "{runs} kills");
 }
 
 /// Every prefix of what was not durable, where the power was lost in schedules that are small.
