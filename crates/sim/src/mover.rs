@@ -191,9 +191,10 @@ impl Mover {
             return Some(false);
         }
         // The daemon has the last word: it knows of a break that could not be put on record.
+        let broke = scene.races.mark_lost(id) && scene.races.is_broken(id);
         let stands = scene.call(&self.who, |volume| async move { volume.snapshot_by_id(id) }).await?;
         let stands = stands.is_some_and(|info| info.state == SnapshotState::Live);
-        if stands && scene.races.mark_lost(id) {
+        if stands && broke {
             fail(format!("{}: the daemon calls snapshot {} live, and it broke", self.who, known.number));
         }
         Some(stands)

@@ -61,6 +61,8 @@ pub struct Known {
     pub release: bool,
     /// A mover works on it, or will again.
     pub private: bool,
+    /// It was made for a mover, whatever became of that.
+    pub was_private: bool,
     /// What gives when the cache is full.
     pub on_full: OnFull,
     /// What it is of; empty: the whole volume.
@@ -126,6 +128,8 @@ pub struct Scene {
     next_snapshot: Cell<u32>,
     news: Notify,
     power_lost: Cell<bool>,
+    /// Snapshots are being deleted so that the base can be cut.
+    pub clearing: Cell<bool>,
     /// A daemon has served since the last clean stop.
     served: Cell<bool>,
     /// Stretches of the cache whose contents went with the machine's memory, until a daemon has taken that in.
@@ -180,6 +184,7 @@ impl Scene {
             next_snapshot: Cell::new(1),
             news: Notify::default(),
             power_lost: Cell::new(false),
+            clearing: Cell::new(false),
             served: Cell::new(false),
             lost: RefCell::default(),
             withheld: Cell::new(false),
@@ -508,6 +513,7 @@ impl Scene {
                 id: info.id,
                 release: info.originals == tzero_originals::Originals::Release,
                 private: true,
+                was_private: info.private,
                 on_full: info.on_full,
                 scope: info.scope.clone().unwrap_or_default(),
                 size: info.size,
@@ -529,7 +535,7 @@ impl Scene {
         let power = self.plan.shape.durability == Durability::Power;
         // Of a private snapshot nothing is durable, unless it is to outlive this.
         let known = self.known.borrow();
-        let may_be_lost = |number| !power && known.get(&number).is_some_and(|known| known.private);
+        let may_be_lost = |number| !power && known.get(&number).is_some_and(|known| known.was_private);
         self.oracle.recovered(&found, self.power_lost.take(), power, may_be_lost);
         drop(known);
         let maintained = Arc::clone(&volume);

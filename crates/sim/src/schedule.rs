@@ -155,9 +155,11 @@ fn stop_after(scene: &Rc<Scene>, process: Process, after_ops: u64, killed: Optio
         while scene.ops_done.get() < after_ops {
             sleep(20_000).await;
         }
+        scene.clearing.set(cuts);
         while cuts && let Some(known) = scene.standing(|known| !known.private).pop() {
             snapshots::delete(&scene, "operator: stop", &known).await;
         }
+        scene.clearing.set(false);
         stop(&scene, process, killed).await;
     });
 }
@@ -218,6 +220,9 @@ async fn last_look(scene: &Rc<Scene>) {
         snapshots::delete(scene, "the last look", &known).await;
         // A deletion that a death interrupted is taken up, or not, by the next life.
         scene.daemon().await;
+    }
+    while scene.clearing.get() {
+        sleep(100_000).await;
     }
     let mut daemon = scene.daemon().await;
     let left = |daemon: &Daemon| {

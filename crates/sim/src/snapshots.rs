@@ -53,6 +53,7 @@ pub async fn create(scene: &Rc<Scene>, who: &str, wanted: Wanted) -> Option<Know
         id: tzero_originals::SnapshotId([0; 16]),
         release,
         private,
+        was_private: private,
         on_full,
         scope: scope.clone(),
         size: 0,

@@ -33,7 +33,11 @@ pub(super) fn plan(seed: u64, random: &mut Random, of_power: bool) -> Plan {
     let mut power_loss = power(&mut ends, &lost, &mut Random::labelled(seed, "power"));
     let mut draw = Draw { shape: &shape, hot: hot(&shape, random), random, faults, next: 0 };
     let mut actors = draw.actors();
-    if shape.durability == Durability::Power {
+    // Where faults of one kind are to meet what they rarely meet, there are many of them, and the power is lost.
+    let theme = (shape.durability == Durability::Power && durable.chance(24)).then(|| durable.below(2));
+    if let Some(theme) = theme {
+        themed(&mut actors, &mut ends, &mut power_loss, &mut durable, theme);
+    } else if shape.durability == Durability::Power {
         power_loss.iter_mut().filter(|_| durable.chance(70)).for_each(|loss| *loss = Some(Loss::Sampled));
         if faults {
             flush_faults(&mut actors, &mut durable);
@@ -70,6 +74,13 @@ pub(super) fn sizes(plan: &mut Plan, random: &mut Random, must: bool) {
         if let End::Stop { cut: place, .. } = end {
             *place = random.chance(50).then_some(cut);
         }
+    }
+    if random.chance(12) {
+        // Only where no snapshot stands can it be cut.
+        plan.actors.retain(|actor| !matches!(actor.name, "snapshots" | "viewer" | "backups"));
+        let reboot = random.chance(50);
+        plan.ends.push(End::Stop { after_ops: random.between(10, LEAST_OPS), reboot, killed: None, cut: Some(cut) });
+        plan.power_loss.push(None);
     }
     // Again and again: after a cut there is room once more.
     steps.remove(0);
@@ -194,6 +205,35 @@ fn outlive_power(shape: &mut Shape) {
     // Records share what there is; more than they need does not matter.
     shape.tiers[0] += (size / 8 + (64 << 10)).next_multiple_of(grain);
     shape.durability = Durability::Power;
+}
+
+/// Damage to the cache before the power is lost; or saves that fail while marks cannot be made durable.
+fn themed(
+    actors: &mut Vec<Actor>,
+    ends: &mut Vec<End>,
+    power_loss: &mut Vec<Option<Loss>>,
+    random: &mut Random,
+    theme: u64,
+) {
+    let mut next = actors.iter().flat_map(|actor| &actor.ops).map(|(id, _)| id.0 + 1).max().unwrap_or(0);
+    let mut ops = Vec::new();
+    for _ in 0..16 {
+        let (rest, faults) = match theme {
+            0 => (20_000, vec![FaultOp::Corrupt(random.word())]),
+            // Whoever is made meanwhile takes its part of the failing syncs.
+            _ => (400_000, vec![FaultOp::Cache(Action::Write, 1, Effect::Fail), FaultOp::State(StorageCall::Sync, 2)]),
+        };
+        let pause = Op::Pause { ns: random.magnitude(rest) };
+        for op in std::iter::once(pause).chain(faults.into_iter().map(Op::Fault)) {
+            ops.push((OpId(next), op));
+            next += 1;
+        }
+    }
+    actors.push(Actor { name: "faults", depth: 1, ops });
+    if theme == 0 {
+        ends.push(End::Kill(CrashPlan { at: Crash::Submit, number: random.between(100, 600) }));
+        power_loss.push(Some(Loss::Sampled));
+    }
 }
 
 /// Turns some faults into those of flushes and syncs.
