@@ -478,7 +478,8 @@ impl<P: Platform> Volume<P> {
                 && snapshot.unmarked.load(Ordering::Acquire)
             {
                 let _claims = self.lock();
-                if !snapshot.deleted.load(Ordering::Acquire) {
+                // A record that is being cleared may not come back; where it is to stay after all, whoever puts it back puts this back.
+                if !snapshot.deleted.load(Ordering::Acquire) && !snapshot.leaving.load(Ordering::Acquire) {
                     self.table.set_state(snapshot.slot, RecordState::Broken(*reason), *at)?;
                 }
                 snapshot.unmarked.store(false, Ordering::Release);

@@ -216,13 +216,16 @@ async fn last_look(scene: &Rc<Scene>) {
         stop(scene, daemon.process, None).await;
         read_all(scene).await;
     }
-    while let Some(known) = scene.standing(|_| true).pop() {
-        snapshots::delete(scene, "the last look", &known).await;
-        // A deletion that a death interrupted is taken up, or not, by the next life.
-        scene.daemon().await;
-    }
-    while scene.clearing.get() {
-        sleep(100_000).await;
+    loop {
+        if let Some(known) = scene.standing(|_| true).pop() {
+            snapshots::delete(scene, "the last look", &known).await;
+            // A deletion that a death interrupted is taken up, or not, by the next life.
+            scene.daemon().await;
+        } else if scene.clearing.get() {
+            sleep(100_000).await;
+        } else {
+            break;
+        }
     }
     let mut daemon = scene.daemon().await;
     let left = |daemon: &Daemon| {
