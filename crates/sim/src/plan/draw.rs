@@ -77,7 +77,9 @@ pub(super) fn sizes(plan: &mut Plan, random: &mut Random, must: bool) {
     }
     if random.chance(12) {
         // Only where no snapshot stands can it be cut.
-        plan.actors.retain(|actor| !matches!(actor.name, "snapshots" | "viewer" | "backups"));
+        let of_snapshots =
+            plan.actors.iter_mut().filter(|actor| matches!(actor.name, "snapshots" | "viewer" | "backups"));
+        of_snapshots.flat_map(|actor| &mut actor.ops).for_each(|(_, op)| *op = Op::Pause { ns: 1000 });
         let reboot = random.chance(50);
         plan.ends.push(End::Stop { after_ops: random.between(10, LEAST_OPS), reboot, killed: None, cut: Some(cut) });
         plan.power_loss.push(None);
