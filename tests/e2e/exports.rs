@@ -292,7 +292,8 @@ fn a_dead_link_to_the_originals_breaks_the_snapshot_and_not_the_host() {
     let load = Load::new(SIZE);
     let cache = load.scratch.sparse("cache", 64 * MIB);
     let mut server = Server::start(Kind::QemuNbd, load.scratch.join("cache.sock"), cache);
-    let daemon = Daemon::start(&load.scratch);
+    let mut daemon = Daemon::start(&load.scratch);
+    daemon.announce("broken");
     let base = load.scratch.join("base");
     daemon.ok(&format!("volume add vol {} --cache-dir {}", base.display(), server.uri()));
     let writers = load.writers(&daemon, 1);

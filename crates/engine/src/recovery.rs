@@ -74,6 +74,9 @@ impl<P: Platform> Volume<P> {
         storage.open(WITNESS, WITNESS_LEN).map_err(OpenError::State)?;
         let all = load_snapshots::<P>(&table, &storage, grains, lost).map_err(OpenError::State)?;
         remove_orphans::<P>(&storage, &all).map_err(OpenError::State)?;
+        if power {
+            make_durable::<P>(&table, &storage, &all).map_err(OpenError::State)?;
+        }
         platform.point(Point::RecoveryMarked).await;
 
         let mut epoch = all.iter().map(|snapshot| snapshot.epoch).max().unwrap_or(Epoch(0)).max(table.epoch());
@@ -258,6 +261,22 @@ fn load_ranges<S: Storage>(
         RangeSet::default()
     };
     Ok((outside, scope, released))
+}
+
+/// What was found may be in the page cache alone: a daemon that died had not made it durable. It is, before any slot that it frees is used again.
+fn make_durable<P: Platform>(
+    table: &SnapshotTable<StateOf<P>>,
+    storage: &P::Storage,
+    all: &[Snapshot],
+) -> std::io::Result<()> {
+    for snapshot in all.iter().filter(|snapshot| snapshot.originals == Originals::Release) {
+        let name = released_name(snapshot.id);
+        if storage.exists(&name)? {
+            tzero_io::Mapping::sync(&storage.open(&name, 0)?)?;
+        }
+    }
+    table.sync()?;
+    storage.sync()
 }
 
 /// Removes released sets and scopes whose snapshot is gone.
