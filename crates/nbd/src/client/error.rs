@@ -157,7 +157,8 @@ pub enum Changed {
 impl ClientError {
     /// What the client says about a request that failed because of the connection, and not because the server said so.
     pub fn of(error: &tzero_block::Error) -> Option<&Self> {
-        let tzero_block::Fault::System(error) = &error.fault else { return None };
+        use tzero_block::Fault::{Link, System};
+        let (System(error) | Link(error)) = &error.fault else { return None };
         Some(&error.get_ref()?.downcast_ref::<Shared>()?.0)
     }
 
