@@ -157,6 +157,14 @@ fn an_interrupted_backup_names_the_ways_on() {
     let elsewhere = format!("backup vol --resume --to image:{}", load.scratch.join("other.img").display());
     let refused = daemon.run(&elsewhere);
     assert!(matches!(refused.code(), Some(1 | 2)), "there is nothing to resume there\n{refused}");
+    // What contradicts the unfinished copy is not ignored, and costs it nothing.
+    let refused = daemon.refuses(1, &format!("{go_on} --scope vol:0+4K"));
+    assert!(refused.contains("another scope"), "{refused}");
+    let refused = daemon.refuses(1, &format!("{go_on} --mode outboard --boundary marker"));
+    assert!(refused.contains("another mode"), "{refused}");
+    let refused = daemon.refuses(2, &format!("{go_on} --on-full fail-writes"));
+    assert!(refused.contains("--on-full"), "{refused}");
+    backup.undeclared(&daemon);
     // Discarded, it cannot be resumed, and a new one can be made.
     daemon.ok(discard);
     assert!(daemon.snapshots("vol").is_empty(), "its snapshot goes with it");

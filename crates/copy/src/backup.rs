@@ -90,8 +90,8 @@ pub struct BackupRequest {
     pub state: PathBuf,
     /// How.
     pub mode: ModeAsked,
-    /// How an outboard copy is made.
-    pub outboard: Outboard,
+    /// How an outboard copy is made, where that is said: else as it was begun, or as is usual.
+    pub outboard: Option<Outboard>,
     /// What of the volume, of a snapshot that is taken for this copy; empty: all of it.
     pub scope: Vec<Part>,
     /// What gives when the original cache is full, of a snapshot that is taken for this copy.

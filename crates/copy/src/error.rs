@@ -93,6 +93,10 @@ pub enum ResumeFault {
     SourceChanged,
     /// It is being copied in another mode.
     OtherMode,
+    /// It is being copied with another boundary.
+    OtherBoundary,
+    /// It is being copied with another scope.
+    OtherScope,
 }
 
 /// Why a snapshot cannot be copied in a mode.
@@ -121,10 +125,13 @@ impl fmt::Display for ResumeFault {
             Self::OtherSnapshot => "the snapshot or its volume is not the one that was being copied",
             Self::ImageGone => "the unfinished image is gone or was replaced",
             Self::SourceChanged => "the source was changed since the copy began",
-            Self::OtherMode => {
-                return f.write_str(
-                    "the unfinished copy there is being made in another mode; leave out --mode to go on with it",
-                );
+            Self::OtherMode | Self::OtherBoundary | Self::OtherScope => {
+                let (what, flag) = match self {
+                    Self::OtherMode => ("in another mode", "--mode"),
+                    Self::OtherBoundary => ("with another boundary", "--boundary"),
+                    _ => ("with another scope", "--scope"),
+                };
+                return write!(f, "the unfinished copy there is being made {what}; leave out {flag} to go on with it");
             }
         };
         write!(f, "{why}; leave out --resume to begin a new copy")

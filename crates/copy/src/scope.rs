@@ -42,6 +42,16 @@ impl Scope {
         self.0.is_none()
     }
 
+    /// Whether it is what these parts are together.
+    pub(crate) fn is_of(&self, parts: &[Part]) -> bool {
+        let mut set = RangeSet::default();
+        for part in parts {
+            let Some(end) = part.offset.checked_add(part.length) else { return false };
+            set.insert(ByteRange::between(part.offset, end));
+        }
+        self.0.as_ref() == Some(&set)
+    }
+
     /// Whether it lies within a volume of `size` bytes.
     pub(crate) fn fits(&self, size: u64) -> bool {
         self.0.as_ref().is_none_or(|set| set.iter().all(|range| range.end() <= size))

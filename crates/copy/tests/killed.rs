@@ -25,7 +25,7 @@ fn child() {
         destination: Path::new(root).join("copies/vol.img"),
         state: Path::new(root).join("state"),
         mode: ModeAsked::Auto,
-        outboard: Default::default(),
+        outboard: None,
         scope: Vec::new(),
         on_full: None,
         hurries: true,

@@ -16,7 +16,12 @@ const SIZE: usize = 45 * MIB + 512;
 
 fn outboard(place: &Place, daemon: &Daemon, boundary: Boundary) -> BackupRequest {
     let outboard = Outboard { layout: Layout::Overwrite, boundary };
-    BackupRequest { mode: ModeAsked::Outboard, outboard, verify: true, ..place.request(daemon.source()) }
+    BackupRequest {
+        mode: ModeAsked::Outboard,
+        outboard: Some(outboard),
+        verify: true,
+        ..place.request(daemon.source())
+    }
 }
 
 /// Stops once a phase is under way.
@@ -89,7 +94,15 @@ fn interrupted_anywhere_it_goes_on_to_the_same_t0() {
             assert_eq!(error.exit(), Exit::Incomplete, "{error}");
             assert_sentence(&error);
             assert_eq!(place.names(), UNFINISHED);
-            let outcome = backup(&BackupRequest { resume: true, ..request }).unwrap();
+            // Another boundary is not taken for this one; none is.
+            let others =
+                [Boundary::All, Boundary::Marker, Boundary::Terminate].into_iter().filter(|it| *it != boundary);
+            for other in others {
+                let refused = BackupRequest { resume: true, ..outboard(&place, &daemon, other) };
+                let refused = backup(&refused).unwrap_err().to_string();
+                assert!(refused.contains("another boundary"), "{refused}");
+            }
+            let outcome = backup(&BackupRequest { resume: true, outboard: None, ..request }).unwrap();
             stop.cancel();
             host.join().unwrap();
             assert!(fs::read(place.image()).unwrap() == *daemon.t0(), "{boundary:?}, {phase} from {after}");

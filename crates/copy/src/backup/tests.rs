@@ -28,7 +28,7 @@ impl Place {
             destination: root.path().join("vol.img"),
             state: root.path().join("state"),
             mode: ModeAsked::Auto,
-            outboard: Default::default(),
+            outboard: None,
             scope: Vec::new(),
             on_full: None,
             hurries: true,

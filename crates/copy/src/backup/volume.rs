@@ -157,7 +157,7 @@ async fn prepare(
         pause_us: begun.pause_us,
         mode_asked: request.mode,
         mode_used: mode_of(request.mode),
-        outboard: (request.mode == ModeAsked::Outboard).then_some(request.outboard),
+        outboard: (request.mode == ModeAsked::Outboard).then(|| request.outboard.unwrap_or_default()),
         chunk: CHUNK,
         replace: request.replace,
         inode: None,
@@ -214,6 +214,9 @@ async fn resume(
     if request.mode != ModeAsked::Auto && mode_of(request.mode) != header.mode_used {
         return Err(fault_of(ResumeFault::OtherMode));
     }
+    if request.outboard.is_some() && request.outboard != header.outboard {
+        return Err(fault_of(ResumeFault::OtherBoundary));
+    }
     let resume = Request::Resume {
         protocol: PROTOCOL,
         volume: header.volume.name.clone(),
@@ -247,6 +250,9 @@ async fn resume(
         Some(known) => Released::new(known, begun.keep),
     };
     let source = SnapshotSource::open(&begun, descriptors, released.clone()).await.map_err(daemon_fault)?;
+    if !request.scope.is_empty() && !source.scope().is_of(&request.scope) {
+        return Err(fault_of(ResumeFault::OtherScope));
+    }
     refuse_source(&site, &source, &begun)?;
     let journal = claim.resume(&left);
     let job = Job {

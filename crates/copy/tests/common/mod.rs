@@ -87,7 +87,7 @@ impl Place {
             destination: self.image(),
             state: self.state(),
             mode: ModeAsked::Auto,
-            outboard: Default::default(),
+            outboard: None,
             scope: Vec::new(),
             on_full: None,
             hurries: true,

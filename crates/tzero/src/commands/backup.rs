@@ -31,6 +31,10 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
         )));
     };
     let outboard = outboard(command)?;
+    if command.resume && command.on_full.is_some() {
+        let sentence = "the unfinished copy has a snapshot, made with what gives when the cache is full: leave out --on-full to resume it";
+        return Err(Ending::usage(sentence));
+    }
     let source = Source::find(asked, state)?;
     let scope = source.scope(command)?;
     let request = BackupRequest {
@@ -63,8 +67,8 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
     Ok(outcome.exit())
 }
 
-/// How an outboard copy is to be made.
-fn outboard(command: &Backup) -> Result<Outboard, Ending> {
+/// How an outboard copy is to be made, where that is said.
+fn outboard(command: &Backup) -> Result<Option<Outboard>, Ending> {
     if command.mode != Mode::Outboard
         && let Some(flag) = [("--layout", command.layout.is_some()), ("--boundary", command.boundary.is_some())]
             .into_iter()
@@ -80,12 +84,12 @@ fn outboard(command: &Backup) -> Result<Outboard, Ending> {
             ));
         }
     };
-    let boundary = match command.boundary {
-        None | Some(cli::Boundary::All) => Boundary::All,
-        Some(cli::Boundary::Terminate) => Boundary::Terminate,
-        Some(cli::Boundary::Marker) => Boundary::Marker,
-    };
-    Ok(Outboard { layout, boundary })
+    let boundary = command.boundary.map(|boundary| match boundary {
+        cli::Boundary::All => Boundary::All,
+        cli::Boundary::Terminate => Boundary::Terminate,
+        cli::Boundary::Marker => Boundary::Marker,
+    });
+    Ok(boundary.map(|boundary| Outboard { layout, boundary }))
 }
 
 fn report(outcome: &BackupOutcome, output: Output) {
