@@ -15,13 +15,13 @@
 //! Jobs are remembered as long as the daemon runs. A restore that overwrites in place and did not end is on record beyond that (`restores`).
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tzero_api::Exit;
@@ -39,8 +39,6 @@ const MOST_KEPT: usize = 64;
 const LONGEST_LINE: u64 = 1 << 20;
 /// How long a job may take to stop in good order when the daemon ends.
 const PATIENCE: Duration = Duration::from_millis(2000);
-/// Time between two looks at whether a process has ended that says nothing more.
-const LOOK: Duration = Duration::from_millis(10);
 /// Names the job to its process.
 const JOB: &str = "TZERO_JOB";
 const STATE: &str = "TZERO_STATE";
@@ -50,7 +48,14 @@ pub(crate) struct Jobs {
     /// What is run.
     program: PathBuf,
     state: PathBuf,
-    all: Arc<Mutex<All>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    all: Mutex<All>,
+    /// A job is over.
+    ended: Condvar,
 }
 
 #[derive(Default)]
@@ -67,33 +72,41 @@ struct Entry {
     stdin: Option<ChildStdin>,
 }
 
-fn lock(all: &Mutex<All>) -> MutexGuard<'_, All> {
-    all.lock().unwrap_or_else(PoisonError::into_inner)
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with(&self, id: &str, then: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.lock().jobs.get_mut(id) {
+            then(entry);
+        }
+    }
 }
 
 impl Jobs {
     /// None yet. `program` is this daemon's own.
     pub(crate) fn new(program: PathBuf, state: &Path) -> Self {
-        Self { program, state: state.to_owned(), all: Arc::default() }
+        Self { program, state: state.to_owned(), shared: Arc::default() }
     }
 
     /// All of them, oldest first.
     pub(crate) fn list(&self) -> Vec<Job> {
-        let mut jobs: Vec<Job> = lock(&self.all).jobs.values().map(|entry| entry.job.clone()).collect();
+        let mut jobs: Vec<Job> = self.shared.lock().jobs.values().map(|entry| entry.job.clone()).collect();
         jobs.sort_by(|one, other| (one.begun_ns, &one.id).cmp(&(other.begun_ns, &other.id)));
         jobs
     }
 
     /// One of them.
     pub(crate) fn get(&self, id: &str) -> Result<Job, Refusal> {
-        let all = lock(&self.all);
+        let all = self.shared.lock();
         all.jobs.get(id).map(|entry| entry.job.clone()).ok_or_else(|| Refusal::NoJob(id.into()))
     }
 
     /// Starts one. Blocking for as long as starting a process takes.
     pub(crate) fn start(&self, restore: StartRestore) -> Result<Job, Refusal> {
         restore.check()?;
-        let mut all = lock(&self.all);
+        let mut all = self.shared.lock();
         if all.stopping {
             return Err(Refusal::Stopping);
         }
@@ -119,12 +132,12 @@ impl Jobs {
         all.jobs.insert(id.clone(), Entry { job: job.clone(), child: Some(child), stdin });
         forget_old(&mut all);
         drop(all);
-        let theirs = Arc::clone(&self.all);
+        let theirs = Arc::clone(&self.shared);
         let listener = thread::Builder::new().name("job".into());
         let started = listener.spawn(move || listen(&theirs, &id, stdout.expect("it is piped")));
         if let Err(source) = started {
             // Nobody would hear of its end.
-            let entry = lock(&self.all).jobs.remove(&job.id);
+            let entry = self.shared.lock().jobs.remove(&job.id);
             if let Some(mut child) = entry.and_then(|entry| entry.child) {
                 let _ = child.kill().and_then(|()| child.wait());
             }
@@ -151,7 +164,7 @@ impl Jobs {
 
     /// Stops a job that runs, in good order; one that is over is forgotten. Gives what it was.
     pub(crate) fn cancel(&self, id: &str) -> Result<Job, Refusal> {
-        let mut all = lock(&self.all);
+        let mut all = self.shared.lock();
         let entry = all.jobs.get_mut(id).ok_or_else(|| Refusal::NoJob(id.into()))?;
         if entry.job.state.is_over() {
             let job = entry.job.clone();
@@ -164,16 +177,13 @@ impl Jobs {
 
     /// Ends all jobs: in good order, and those that are not over in time by force. Blocking.
     pub(crate) fn stop(&self) {
-        let mut all = lock(&self.all);
+        let mut all = self.shared.lock();
         all.stopping = true;
         all.jobs.values_mut().filter(|entry| !entry.job.state.is_over()).for_each(Entry::stop);
-        drop(all);
-        let deadline = Instant::now() + PATIENCE;
-        let is_over = || lock(&self.all).jobs.values().all(|entry| entry.job.state.is_over());
-        while !is_over() && Instant::now() < deadline {
-            thread::sleep(LOOK);
-        }
-        for child in lock(&self.all).jobs.values_mut().filter_map(|entry| entry.child.as_mut()) {
+        let run = |all: &mut All| all.jobs.values().any(|entry| !entry.job.state.is_over());
+        let waited = self.shared.ended.wait_timeout_while(all, PATIENCE, run);
+        let (mut all, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        for child in all.jobs.values_mut().filter_map(|entry| entry.child.as_mut()) {
             // Its thread reaps it. One that hangs in the kernel is left to whoever reaps the daemon's children.
             let _ = child.kill();
         }
@@ -221,34 +231,26 @@ impl Entry {
 }
 
 /// Hears a job to its end. Runs on a thread of its own.
-fn listen(all: &Mutex<All>, id: &str, stdout: ChildStdout) {
+fn listen(shared: &Shared, id: &str, stdout: ChildStdout) {
     let mut lines = BufReader::new(stdout);
     let mut line = Vec::new();
     loop {
         line.clear();
         match lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => break,
-            Ok(_) => with(all, id, |entry| entry.hear(&line)),
+            Ok(_) => shared.with(id, |entry| entry.hear(&line)),
         }
     }
-    let status = loop {
-        let mut ended = Some(Err(io::ErrorKind::NotFound.into()));
-        with(all, id, |entry| ended = entry.child.as_mut().map(Child::try_wait).and_then(Result::transpose));
-        match ended {
-            Some(status) => break status.ok(),
-            None => thread::sleep(LOOK),
-        }
-    };
-    with(all, id, |entry| {
+    // It says nothing more. As long as it is not reaped it can be killed.
+    let mut pid = None;
+    shared.with(id, |entry| pid = entry.child.as_ref().map(Child::id));
+    let _ = pid.map(system::wait_ended);
+    shared.with(id, |entry| {
+        let status = entry.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
         entry.end(status);
         tracing::info!(job = id, target = entry.job.restore.target, state = ?entry.job.state, "restore ended");
     });
-}
-
-fn with(all: &Mutex<All>, id: &str, then: impl FnOnce(&mut Entry)) {
-    if let Some(entry) = lock(all).jobs.get_mut(id) {
-        then(entry);
-    }
+    shared.ended.notify_all();
 }
 
 fn forget_old(all: &mut All) {

@@ -74,6 +74,23 @@ pub fn kill_self() -> ! {
     std::process::abort()
 }
 
+/// Waits until a child of this process has ended, and leaves it to be reaped: until then its id is nobody else's. Blocking.
+///
+/// # Errors
+/// When there is no such child.
+pub fn wait_ended(child: u32) -> io::Result<()> {
+    loop {
+        let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::uninit();
+        // SAFETY: the call writes `info`, which nobody reads.
+        let waited = unsafe { libc::waitid(libc::P_PID, child, info.as_mut_ptr(), libc::WEXITED | libc::WNOWAIT) };
+        match check_len(waited as isize) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Bytes free to this process on the file system that holds `path`.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
 
 use tzero_api::{Client, ClientError, Code, StatePaths};
 
