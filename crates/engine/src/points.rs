@@ -194,6 +194,10 @@ pub enum Planted {
     DoubtForgotten,
     /// The end of a copy-on-write is told though the snapshot broke before it was durable.
     EndOfBroken,
+    /// A start frees slots by what it has found in the page cache alone.
+    FoundNotDurable,
+    /// A mark that is made up for brings back a record that is being cleared.
+    MarkRevives,
 }
 
 impl Planted {
@@ -210,6 +214,8 @@ impl Planted {
         Self::DamagedRecordsIgnored,
         Self::DoubtForgotten,
         Self::EndOfBroken,
+        Self::FoundNotDurable,
+        Self::MarkRevives,
     ];
 
     /// Those that show only where the volume grows.
@@ -270,6 +276,8 @@ impl Planted {
         Self::DamagedRecordsIgnored,
         Self::DoubtForgotten,
         Self::EndOfBroken,
+        Self::FoundNotDurable,
+        Self::MarkRevives,
     ];
 }
 

@@ -74,7 +74,7 @@ impl<P: Platform> Volume<P> {
         storage.open(WITNESS, WITNESS_LEN).map_err(OpenError::State)?;
         let all = load_snapshots::<P>(&table, &storage, grains, lost).map_err(OpenError::State)?;
         remove_orphans::<P>(&storage, &all).map_err(OpenError::State)?;
-        if power {
+        if power && !platform.planted(Planted::FoundNotDurable) {
             make_durable::<P>(&table, &storage, &all).map_err(OpenError::State)?;
         }
         platform.point(Point::RecoveryMarked).await;
@@ -272,7 +272,7 @@ fn make_durable<P: Platform>(
     for snapshot in all.iter().filter(|snapshot| snapshot.originals == Originals::Release) {
         let name = released_name(snapshot.id);
         if storage.exists(&name)? {
-            tzero_io::Mapping::sync(&storage.open(&name, 0)?)?;
+            storage.open(&name, 0)?.sync()?;
         }
     }
     table.sync()?;

@@ -46,7 +46,7 @@ pub enum Durability {
     /// The process.
     #[default]
     Process,
-    /// A loss of power, too: see [`crate::commit`] and [`crate::confirm`].
+    /// A loss of power, too: what is acknowledged is durable in the cache by then (group commit), and a mark before an error is served.
     Power,
 }
 
@@ -426,12 +426,26 @@ impl<P: Platform> Volume<P> {
         }
     }
 
-    /// Makes the marks durable: in the table, or that they are not there; where that fails or takes too long, by a word in the cache that no
-    /// snapshot is to be believed after a loss of power. `false`: neither can be had.
+    /// Makes the marks durable, one way or the other, again and again for as long as a host change may wait. `false`: both the state's place and
+    /// the cache have refused all that time.
     async fn marks_durable(&self, marked: &[Arc<Snapshot>]) -> bool {
         if self.platform.planted(crate::Planted::MarkNotDurable) {
             return true;
         }
+        let limit = self.platform.longest_save();
+        let until = self.platform.monotonic_ns() + limit;
+        while !self.try_marks_durable(marked).await {
+            if self.platform.monotonic_ns() >= until {
+                return false;
+            }
+            self.platform.sleep(limit / MARK_TRIES).await;
+        }
+        true
+    }
+
+    /// Makes the marks durable: in the table, or that they are not there; where that fails or takes too long, by a word in the cache that no
+    /// snapshot is to be believed after a loss of power.
+    async fn try_marks_durable(&self, marked: &[Arc<Snapshot>]) -> bool {
         let limit = self.platform.longest_save();
         let missing = marked.iter().any(|snapshot| snapshot.unmarked.load(Ordering::Acquire));
         let said = async {
@@ -479,7 +493,9 @@ impl<P: Platform> Volume<P> {
             {
                 let _claims = self.lock();
                 // A record that is being cleared may not come back; where it is to stay after all, whoever puts it back puts this back.
-                if !snapshot.deleted.load(Ordering::Acquire) && !snapshot.leaving.load(Ordering::Acquire) {
+                let leaving = snapshot.leaving.load(Ordering::Acquire);
+                let revived = self.platform.planted(crate::Planted::MarkRevives);
+                if !snapshot.deleted.load(Ordering::Acquire) && (!leaving || revived) {
                     self.table.set_state(snapshot.slot, RecordState::Broken(*reason), *at)?;
                 }
                 snapshot.unmarked.store(false, Ordering::Release);
@@ -499,6 +515,9 @@ impl<P: Platform> Volume<P> {
         self.uncleared.lock().expect("nothing panics under this lock")
     }
 }
+
+/// So many times, about, it is tried to make marks durable.
+const MARK_TRIES: u64 = 64;
 
 /// A file that is there as long as every snapshot that broke is marked.
 pub(crate) const WITNESS: &str = "marks-complete";

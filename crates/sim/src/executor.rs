@@ -7,7 +7,7 @@
 //!   due events  ──┘      (nothing ready, nothing due: the clock jumps to the next event)
 //! ```
 //! One poll is atomic. What lies between two awaits of the code under test cannot interleave here; the code therefore
-//! awaits [`interleave`] (the engine through its platform's `point`) wherever the order of two steps matters.
+//! awaits [`interleave()`] (the engine through its platform's `point`) wherever the order of two steps matters.
 //!
 //! # Invariants
 //! 1. The same seed and the same tasks give the same steps: [`Executor::trace`] is equal.

@@ -61,8 +61,13 @@ macro_rules! caught {
         $(#[test]
         fn $test() {
             let run = *[1 $(, $run)?].last().expect("there is one");
-            let total = run_many(run, MOST_SCHEDULES, 2, 1, Kind::of(Some(Planted::$fault)), &silent);
-            assert!(!total.failures.is_empty(), "{} schedules did not notice it", total.schedules);
+            let kind = Kind::of(Some(Planted::$fault));
+            let total = run_many(run, MOST_SCHEDULES, 2, 1, kind, &silent);
+            let Some((seed, _)) = total.failures.first() else {
+                panic!("{} schedules did not notice it", total.schedules);
+            };
+            // It is this fault that was noticed.
+            assert_eq!(Kind { planted: None, ..kind }.run(*seed).failure, None, "{seed} fails without it, too");
         })*
 
         #[test]
@@ -120,4 +125,6 @@ caught! {
     damaged_records_ignored_is_caught: DamagedRecordsIgnored,
     doubt_forgotten_is_caught: DoubtForgotten in 7,
     end_of_broken_is_caught: EndOfBroken,
+    found_not_durable_is_caught: FoundNotDurable in 3,
+    mark_revives_is_caught: MarkRevives,
 }
