@@ -42,14 +42,14 @@ impl Volumes {
         refuse_in_use(&volume).await?;
         let base = self.open_other(&volume, &old, request.base.clone()).await?;
         let new = rebased(&old, &base);
-        let _gate = volume.enter_alone().await?;
+        let gate = volume.enter_alone().await?;
         let waiting = Volume::failed(name.clone(), Some(old.clone()), volume.directory.clone(), "it gets another base");
         let place = self.supplant(&volume, waiting, Snapshots::None)?;
         if let Err(error) = volume.close(&self.threads).await {
             // There are no snapshots, and the host's bytes are where the host's own flushes have put them.
             tracing::warn!(volume = %name, "{error}");
         }
-        drop(_gate);
+        drop(gate);
         drop(volume);
         self.opening.pass(Moment::RebaseClosed);
         let (directory, wanted) = (place.directory.clone(), new.clone());
@@ -151,7 +151,7 @@ fn record_of(volume: &Volume) -> Result<VolumeRecord, Refusal> {
 
 async fn refuse_in_use(volume: &Arc<Volume>) -> Result<(), Refusal> {
     match count_snapshots(volume).await {
-        0 => volume.refuse_clients(),
+        0 => volume.without_clients().await,
         count => Err(Refusal::SnapshotsOnBase { volume: volume.name.clone(), count }),
     }
 }

@@ -60,16 +60,16 @@ impl Volumes {
         let Some((way, record)) = planned.await? else { return Ok(volume) };
         match way {
             Way::Longer => {
-                let _gate = volume.enter()?;
+                let gate = volume.enter()?;
                 let (theirs, opening) = (Arc::clone(&volume), self.opening.clone());
                 off_thread(move || grow(&theirs, record, &opening)).await?;
-                drop(_gate);
+                drop(gate);
                 Ok(volume)
             }
             Way::LongerElsewhere => self.reopen_resized(volume, record, size, Snapshots::Stay).await,
             Way::Shorter => {
                 match count_snapshots(&volume).await {
-                    0 => volume.refuse_clients()?,
+                    0 => volume.without_clients().await?,
                     count => return Err(Refusal::SnapshotsOfSize { volume: name.clone(), count }),
                 }
                 self.reopen_resized(volume, record, size, Snapshots::None).await

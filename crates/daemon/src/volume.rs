@@ -15,10 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::RecvError;
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{Notify, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::time::timeout;
 use tzero_api::{Name, SnapshotPath, is_private, sentence};
 use tzero_block::BlockDevice;
 use tzero_engine::{SnapshotInfo, SnapshotState};
@@ -57,7 +59,12 @@ pub(crate) struct Volume {
     host_sessions: AtomicU64,
     readers: Mutex<BTreeMap<SnapshotId, u64>>,
     movers: Mutex<BTreeSet<SnapshotId>>,
+    /// Told of each client that leaves.
+    left: Notify,
 }
+
+/// How long a client that has said goodbye is waited for: it may be gone, and its connection not yet closed on this side.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Whether a volume is served.
 pub(crate) enum Condition {
@@ -97,6 +104,7 @@ impl Volume {
             host_sessions: AtomicU64::new(0),
             readers: Mutex::default(),
             movers: Mutex::default(),
+            left: Notify::new(),
         }
     }
 
@@ -375,6 +383,21 @@ impl Volume {
         }
     }
 
+    /// Refuses while clients are connected, but for those that leave at this moment.
+    pub(crate) async fn without_clients(&self) -> Result<(), Refusal> {
+        let gone = async {
+            loop {
+                let left = self.left.notified();
+                if self.connections() == 0 {
+                    return;
+                }
+                left.await;
+            }
+        };
+        let _ = timeout(FAREWELL, gone).await;
+        self.refuse_clients()
+    }
+
     /// Refuses while movers are at work.
     pub(crate) fn refuse_movers(&self) -> Result<(), Refusal> {
         let movers = self.movers.lock().expect("nothing panics under this lock");
@@ -446,17 +469,19 @@ pub(crate) struct Use {
 
 impl Drop for Use {
     fn drop(&mut self) {
-        let Some(id) = self.snapshot else {
-            self.volume.host_sessions.fetch_sub(1, Ordering::AcqRel);
-            return;
-        };
-        let mut readers = self.volume.readers.lock().expect("nothing panics under this lock");
-        if let Some(count) = readers.get_mut(&id) {
-            *count -= 1;
-            if *count == 0 {
-                readers.remove(&id);
+        match self.snapshot {
+            None => drop(self.volume.host_sessions.fetch_sub(1, Ordering::AcqRel)),
+            Some(id) => {
+                let mut readers = self.volume.readers.lock().expect("nothing panics under this lock");
+                if let Some(count) = readers.get_mut(&id) {
+                    *count -= 1;
+                    if *count == 0 {
+                        readers.remove(&id);
+                    }
+                }
             }
         }
+        self.volume.left.notify_waiters();
     }
 }
 

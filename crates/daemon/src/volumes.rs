@@ -161,7 +161,8 @@ impl Volumes {
         let _changing = self.change(name).await?;
         let volume = self.get(name)?;
         self.refuse_with_snapshots(&volume).await?;
-        let _gate = volume.enter_alone().await?;
+        volume.without_clients().await?;
+        let gate = volume.enter_alone().await?;
         self.take_out(&volume)?;
         if let Err(error) = volume.close(&self.threads).await {
             // The snapshots are gone and the host's bytes are where the host's own flushes have put them.
@@ -175,7 +176,7 @@ impl Volumes {
             Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             other => other?,
         }
-        drop(_gate);
+        drop(gate);
         Ok(volume)
     }
 
