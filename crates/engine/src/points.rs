@@ -97,9 +97,20 @@ points! {
     CloseSynced = "close-synced",
 }
 
-/// What is deliberately done wrong, to show that the simulator would notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Planted {
+macro_rules! planted {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What is deliberately done wrong, to show that the simulator would notice.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Planted { $($(#[$doc])* $name,)* }
+
+        impl Planted {
+            /// All of them.
+            pub const ALL: &[Planted] = &[$(Planted::$name,)*];
+        }
+    };
+}
+
+planted! {
     /// A view looks at the map before it reads the base.
     MapLookedUpFirst,
     /// A later original of a grain and epoch replaces the first.
@@ -198,87 +209,6 @@ pub enum Planted {
     FoundNotDurable,
     /// A mark that is made up for brings back a record that is being cleared.
     MarkRevives,
-}
-
-impl Planted {
-    /// Those that show only where originals outlive a loss of power.
-    pub const OF_POWER: &[Planted] = &[
-        Self::CommitBeforeFlush,
-        Self::PayloadNotDurable,
-        Self::TornPayloadBelieved,
-        Self::ConfirmedBeforeFlush,
-        Self::MarkNotDurable,
-        Self::ReleaseNotDurable,
-        Self::DeletionNotDurable,
-        Self::EpochReused,
-        Self::DamagedRecordsIgnored,
-        Self::DoubtForgotten,
-        Self::EndOfBroken,
-        Self::FoundNotDurable,
-        Self::MarkRevives,
-    ];
-
-    /// Those that show only where the volume grows.
-    pub const OF_GROWTH: &[Planted] = &[
-        Self::GrownForAll,
-        Self::ShortOriginalFreed,
-        Self::SaveCutTwice,
-        Self::ShortEndNotReleased,
-        Self::SizeRecordedFirst,
-    ];
-
-    /// All of them.
-    pub const ALL: &[Planted] = &[
-        Self::MapLookedUpFirst,
-        Self::LastOriginalWins,
-        Self::BitClearedBeforeEntry,
-        Self::BitsTestedBeforeRegistering,
-        Self::ArmThenStaleClear,
-        Self::SlotReusedWhileNeeded,
-        Self::ReleasedServedFromBase,
-        Self::ReleasePersistedAfterClear,
-        Self::EndedTakesLaterEntry,
-        Self::SaveIgnoresStraddlers,
-        Self::ViewIgnoresStraddlers,
-        Self::SecondWriterDoesNotWait,
-        Self::PayloadAfterEntry,
-        Self::FailedSaveIgnored,
-        Self::TrimNotHeldBack,
-        Self::ZeroesNotSaved,
-        Self::ViewWithoutLastCheck,
-        Self::LastGrainForgotten,
-        Self::BadOriginalAsZeroes,
-        Self::LostMarkForgotten,
-        Self::ScanTakesNewer,
-        Self::RoomMadeNotUsed,
-        Self::HungSlotReused,
-        Self::AheadBreaks,
-        Self::MarkerTooEarly,
-        Self::DeletedBreaks,
-        Self::OverlayNotCaughtUp,
-        Self::RetainedMakesRoom,
-        Self::UnitIgnored,
-        Self::CleanStopBeforeSync,
-        Self::LostForgotten,
-        Self::CommitBeforeFlush,
-        Self::PayloadNotDurable,
-        Self::TornPayloadBelieved,
-        Self::ConfirmedBeforeFlush,
-        Self::MarkNotDurable,
-        Self::ReleaseNotDurable,
-        Self::DeletionNotDurable,
-        Self::EpochReused,
-        Self::GrownForAll,
-        Self::ShortOriginalFreed,
-        Self::SaveCutTwice,
-        Self::ShortEndNotReleased,
-        Self::SizeRecordedFirst,
-        Self::DamagedRecordsIgnored,
-        Self::DoubtForgotten,
-        Self::EndOfBroken,
-        Self::FoundNotDurable,
-        Self::MarkRevives,
-    ];
 }
 
 /// What has just happened, for whoever watches.

@@ -1,5 +1,6 @@
 //! Runs schedules of the simulator: `cargo run --release -p tzero-sim -- --schedules 10000`.
 
+use std::fmt::Debug;
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -8,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use tzero_engine::Planted;
 use tzero_sim::executor::Crash;
-use tzero_sim::plan::Plan;
+use tzero_sim::plan::{Plan, Theme};
 use tzero_sim::races::Race;
 use tzero_sim::runner::{Kind, Total, run_many, sweep};
 use tzero_sim::{schedule, shrink, story};
@@ -48,6 +49,9 @@ struct Arguments {
     /// Only schedules in which originals outlive a loss of power
     #[arg(long)]
     power: bool,
+    /// Only schedules that have much of something (a name, or "list")
+    #[arg(long)]
+    theme: Option<String>,
     /// Goes on after a failure, up to so many
     #[arg(long, default_value_t = 1)]
     failures: usize,
@@ -69,13 +73,15 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut out = stdout().lock();
     if arguments.planted.as_deref() == Some("list") {
-        for fault in Planted::ALL {
-            writeln!(out, "{fault:?}")?;
-        }
-        return Ok(());
+        return Ok(print_all(&mut out, Planted::ALL)?);
     }
-    let planted = arguments.planted.as_deref().map(planted_of).transpose()?;
-    let kind = Kind { power: arguments.power, ..Kind::of(planted) };
+    if arguments.theme.as_deref() == Some("list") {
+        return Ok(print_all(&mut out, Theme::ALL)?);
+    }
+    let planted = arguments.planted.as_deref().map(|name| named(Planted::ALL, name, "fault to plant")).transpose()?;
+    let theme = arguments.theme.as_deref().map(|name| named(Theme::ALL, name, "theme")).transpose()?;
+    let kind = Kind::of(planted);
+    let kind = Kind { power: arguments.power || kind.power, theme: theme.or(kind.theme), ..kind };
     if let Some(seed) = arguments.replay {
         return replay(&mut out, &kind.plan(seed), planted, arguments);
     }
@@ -121,12 +127,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn planted_of(name: &str) -> anyhow::Result<Planted> {
-    Planted::ALL
-        .iter()
+/// The one of that name.
+fn named<T: Copy + Debug>(all: &[T], name: &str, what: &str) -> anyhow::Result<T> {
+    all.iter()
         .copied()
-        .find(|fault| format!("{fault:?}") == name)
-        .with_context(|| format!("there is no fault {name} to plant; \"list\" prints them"))
+        .find(|one| format!("{one:?}") == name)
+        .with_context(|| format!("there is no {what} {name}; \"list\" prints them"))
+}
+
+fn print_all<T: Debug>(out: &mut impl Write, all: &[T]) -> std::io::Result<()> {
+    all.iter().try_for_each(|one| writeln!(out, "{one:?}"))
 }
 
 fn print_races(out: &mut impl Write, total: &Total) -> std::io::Result<()> {

@@ -99,12 +99,19 @@ thread_local! {
 
 /// Runs `request` so that what the engine reports while it is polled is known to be about `change`.
 pub async fn attributed<F: Future>(change: ChangeId, request: F) -> F::Output {
+    /// What was current before. Whoever dies may unwind: the next schedule of the thread must not find it.
+    struct Before(Option<ChangeId>);
+
+    impl Drop for Before {
+        fn drop(&mut self) {
+            CURRENT.set(self.0);
+        }
+    }
+
     let mut request = pin!(request);
     poll_fn(|cx| {
-        let before = CURRENT.replace(Some(change));
-        let polled = request.as_mut().poll(cx);
-        CURRENT.set(before);
-        polled
+        let _before = Before(CURRENT.replace(Some(change)));
+        request.as_mut().poll(cx)
     })
     .await
 }

@@ -5,7 +5,7 @@
 
 use tzero_block::{ByteRange, Zeroes};
 
-use tzero_engine::Durability;
+use tzero_engine::{Durability, Planted};
 use tzero_originals::{MapShape, OnFull};
 
 use crate::contents::Cells;
@@ -239,6 +239,55 @@ pub enum End {
     },
 }
 
+/// What a schedule has much of, where it is to meet what is rare else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Theme {
+    /// The volume grows.
+    Growth,
+    /// More grains than a mover's ring of publications holds, and copies.
+    Large,
+    /// The cache is too small.
+    Scarce,
+    /// Writes to the cache take longer than a save may.
+    Slow,
+    /// The cache is damaged before the power is lost.
+    Damage,
+    /// Saves fail while marks cannot be made durable.
+    Marks,
+    /// The daemon is killed, and the power is lost soon after.
+    Restarts,
+}
+
+impl Theme {
+    /// All of them.
+    pub const ALL: &[Theme] =
+        &[Self::Growth, Self::Large, Self::Scarce, Self::Slow, Self::Damage, Self::Marks, Self::Restarts];
+
+    /// That in which a fault shows, where it is rare else.
+    pub fn of(planted: Planted) -> Option<Self> {
+        use Planted::{
+            DamagedRecordsIgnored, DeletedBreaks, EndOfBroken, EpochReused, FoundNotDurable, GrownForAll,
+            HungSlotReused, MarkNotDurable, MarkRevives, SaveCutTwice, ScanTakesNewer, ShortEndNotReleased,
+            ShortOriginalFreed, SizeRecordedFirst, TornPayloadBelieved,
+        };
+        Some(match planted {
+            GrownForAll | ShortOriginalFreed | SaveCutTwice | ShortEndNotReleased | SizeRecordedFirst => Self::Growth,
+            ScanTakesNewer => Self::Large,
+            DeletedBreaks => Self::Scarce,
+            HungSlotReused => Self::Slow,
+            TornPayloadBelieved | DamagedRecordsIgnored => Self::Damage,
+            MarkNotDurable | EndOfBroken | MarkRevives => Self::Marks,
+            EpochReused | FoundNotDurable => Self::Restarts,
+            _ => return None,
+        })
+    }
+
+    /// Whether it is about originals that outlive a loss of power.
+    fn is_of_power(self) -> bool {
+        matches!(self, Self::Damage | Self::Marks | Self::Restarts)
+    }
+}
+
 /// A whole schedule.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -263,13 +312,13 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed.
     pub fn new(seed: u64) -> Self {
-        Self::of(seed, false, false)
+        Self::of(seed, false, None)
     }
 
-    /// The plan of a seed in which originals outlive a loss of power, and the volume grows, where it is to be so.
-    pub fn of(seed: u64, power: bool, growth: bool) -> Self {
-        let mut plan = draw::plan(seed, &mut Random::labelled(seed, "plan"), power);
-        draw::sizes(&mut plan, &mut Random::labelled(seed, "sizes"), growth);
+    /// The plan of a seed in which originals outlive a loss of power, where it is to be so, and of a theme, if there is one.
+    pub fn of(seed: u64, power: bool, theme: Option<Theme>) -> Self {
+        let mut plan = draw::plan(seed, &mut Random::labelled(seed, "plan"), power, theme);
+        draw::sizes(&mut plan, &mut Random::labelled(seed, "sizes"), theme == Some(Theme::Growth));
         plan
     }
 

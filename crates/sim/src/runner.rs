@@ -8,7 +8,7 @@ use std::thread;
 use tzero_engine::Planted;
 
 use crate::executor::{Crash, CrashPlan};
-use crate::plan::{End, Plan};
+use crate::plan::{End, Plan, Theme};
 use crate::power::Loss;
 use crate::races::Race;
 use crate::random::mix;
@@ -34,6 +34,23 @@ pub fn seed_of(run: u64, number: u64) -> u64 {
     mix(run ^ mix(number))
 }
 
+/// Whether a fault shows only where originals outlive a loss of power.
+fn shows_with_power(planted: Planted) -> bool {
+    use Planted::{
+        CommitBeforeFlush, ConfirmedBeforeFlush, DeletionNotDurable, DoubtForgotten, PayloadNotDurable,
+        ReleaseNotDurable,
+    };
+    matches!(
+        planted,
+        CommitBeforeFlush
+            | ConfirmedBeforeFlush
+            | DeletionNotDurable
+            | DoubtForgotten
+            | PayloadNotDurable
+            | ReleaseNotDurable
+    )
+}
+
 /// Which schedules are run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Kind {
@@ -41,20 +58,19 @@ pub struct Kind {
     pub planted: Option<Planted>,
     /// In all of them originals outlive a loss of power, not only in some.
     pub power: bool,
-    /// In all of them the volume grows.
-    pub growth: bool,
+    /// What all of them have much of.
+    pub theme: Option<Theme>,
 }
 
 impl Kind {
     /// Those that can show a fault.
     pub fn of(planted: Option<Planted>) -> Self {
-        let is_of = |faults: &[Planted]| planted.is_some_and(|fault| faults.contains(&fault));
-        Self { planted, power: is_of(Planted::OF_POWER), growth: is_of(Planted::OF_GROWTH) }
+        Self { planted, power: planted.is_some_and(shows_with_power), theme: planted.and_then(Theme::of) }
     }
 
     /// The plan of a seed.
     pub fn plan(self, seed: u64) -> Plan {
-        Plan::of(seed, self.power, self.growth)
+        Plan::of(seed, self.power, self.theme)
     }
 
     /// Runs the schedule of a seed.
@@ -153,7 +169,15 @@ pub fn run_many(
                 break;
             }
             let schedule = seed_of(seed, number);
-            let verdict = kind.run(schedule);
+            let mut verdict = kind.run(schedule);
+            if let Some(failure) = &mut verdict.failure {
+                // Whatever a schedule does follows from its seed, or the simulator is at fault.
+                let again = kind.run(schedule);
+                if (again.trace, again.failure.as_ref()) != (verdict.trace, Some(&*failure)) {
+                    let (once, then) = (verdict.trace, again.trace);
+                    failure.push_str(&format!("; NOT REPEATABLE: trace {once:016x}, then {then:016x}"));
+                }
+            }
             let mut total = total.lock().expect("no schedule panics while it is counted");
             total.schedules += 1;
             total.ops += verdict.ops;

@@ -536,7 +536,9 @@ impl Scene {
         // Of a private snapshot nothing is durable, unless it is to outlive this.
         let known = self.known.borrow();
         let may_be_lost = |number| !power && known.get(&number).is_some_and(|known| known.was_private);
-        self.oracle.recovered(&found, self.power_lost.take(), power, may_be_lost);
+        // Its record could not be cleared when it could not be made.
+        let uncleared = |number| known.get(&number).is_some_and(|known| self.races.mark_lost(known.id));
+        self.oracle.recovered(&found, self.power_lost.take(), power, may_be_lost, uncleared);
         drop(known);
         let maintained = Arc::clone(&volume);
         spawn(process, "daemon: maintain".into(), false, async move { maintained.maintain().await });

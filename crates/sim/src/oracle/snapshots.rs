@@ -26,6 +26,8 @@ pub(super) struct Snapshot {
     standing: Standing,
     /// It could not be made.
     never: bool,
+    /// A deletion of it has failed.
+    unwanted: bool,
     /// It was seen broken: it must stay so.
     broken: bool,
     /// Incarnation in which `create` was called.
@@ -56,6 +58,7 @@ impl Oracle {
         let snapshot = Snapshot {
             standing: Standing::Creating,
             never: false,
+            unwanted: false,
             broken: false,
             incarnation: model.incarnation,
             finished_before: model.finished_epoch,
@@ -102,11 +105,18 @@ impl Oracle {
         self.set(number, Standing::Gone);
     }
 
-    /// `delete` has failed: the snapshot stays, as far as anybody knows.
+    /// `delete` has failed: the snapshot stays. With the power it may go, as was asked for.
     pub fn delete_failed(&self, number: u32) {
         if self.standing(number) == Standing::Deleting {
             self.set(number, Standing::Live);
         }
+        if let Some(snapshot) = self.model().snapshots.get_mut(&number) {
+            snapshot.unwanted = true;
+        }
+    }
+
+    fn is_unwanted(&self, number: u32) -> bool {
+        self.model().snapshots.get(&number).is_some_and(|snapshot| snapshot.unwanted)
     }
 
     /// Whether the snapshot must stand.
@@ -137,13 +147,15 @@ impl Oracle {
     }
 
     /// After a start: the snapshots that the engine has found, by number, with epoch and whether they are broken. After a loss of power those
-    /// that are gone may be back, broken: all, or with `durable` only those that could not be made. Some `may_be_lost` with the power.
+    /// that are gone may be back, broken: all, or with `durable` only those that could not be made. Some `may_be_lost` with the power. After any end those
+    /// may be back, broken, that could not be made and whose records are `uncleared`.
     pub fn recovered(
         &self,
         found: &[(u32, u64, bool)],
         power_lost: bool,
         durable: bool,
         may_be_lost: impl Fn(u32) -> bool,
+        uncleared: impl Fn(u32) -> bool,
     ) {
         let numbers: Vec<u32> = self.model().snapshots.keys().copied().collect();
         for (number, ..) in found {
@@ -155,9 +167,14 @@ impl Oracle {
             let there = found.iter().find(|(other, ..)| *other == number);
             let standing = self.standing(number);
             match (standing, there) {
-                (Standing::Live, None) if power_lost && may_be_lost(number) => self.set(number, Standing::Gone),
+                (Standing::Live, None) if power_lost && (may_be_lost(number) || self.is_unwanted(number)) => {
+                    self.set(number, Standing::Gone)
+                }
                 (Standing::Live, None) => fail(format!("snapshot {number} is lost after a restart")),
                 (Standing::Gone, Some((.., true))) if power_lost && (!durable || self.was_never(number)) => {
+                    self.set(number, Standing::Live);
+                }
+                (Standing::Gone, Some((.., true))) if self.was_never(number) && uncleared(number) => {
                     self.set(number, Standing::Live);
                 }
                 (Standing::Gone, Some(_)) => fail(format!("snapshot {number} was deleted and is back")),

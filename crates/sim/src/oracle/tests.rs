@@ -131,7 +131,7 @@ fn after_a_crash_everything_before_it_is_older() {
     let story = |oracle: &Oracle| {
         let lost = write(oracle, 5, None);
         oracle.crashed();
-        oracle.recovered(&[], false, false, |_| false);
+        oracle.recovered(&[], false, false, |_| false, |_| false);
         snapshot(oracle, 5);
         view(oracle, lost);
         write(oracle, 5, Some(Outcome::Done));
@@ -141,7 +141,7 @@ fn after_a_crash_everything_before_it_is_older() {
     let gone = |oracle: &Oracle| {
         snapshot(oracle, 1);
         oracle.crashed();
-        oracle.recovered(&[], false, false, |_| false);
+        oracle.recovered(&[], false, false, |_| false, |_| false);
     };
     assert!(judged(gone).is_some_and(|complaint| complaint.contains("lost")));
 }
@@ -165,7 +165,7 @@ fn an_answer_from_before_a_loss_of_power_is_judged_by_what_was_there_then() {
         let token = oracle.read_begins(ALL);
         oracle.crashed();
         oracle.lost_power();
-        oracle.recovered(&[], true, false, |_| false);
+        oracle.recovered(&[], true, false, |_| false, |_| false);
         let new = oracle.submit(Kind::Write, ALL, true);
         oracle.admitted(new, 0);
         oracle.finished(new, Outcome::Done);

@@ -4,7 +4,7 @@ use tzero_block::{Action, ByteRange, Zeroes};
 use tzero_engine::Durability;
 use tzero_originals::{MapShape, OnFull};
 
-use super::{Actor, Boundary, End, FaultOp, MOST_COMPONENTS, Op, OpId, PATIENT_NS, Plan, Shape};
+use super::{Actor, Boundary, End, FaultOp, MOST_COMPONENTS, Op, OpId, PATIENT_NS, Plan, Shape, Theme};
 use crate::contents::Cells;
 use crate::disk::{Effect, Latency};
 use crate::executor::{Chaos, Crash, CrashPlan};
@@ -20,10 +20,10 @@ const LEAST_OPS: u64 = 200;
 const MOST_OPS: u64 = 280;
 
 /// With `of_power` originals outlive a loss of power, else they may.
-pub(super) fn plan(seed: u64, random: &mut Random, of_power: bool) -> Plan {
-    let mut shape = shape(random, &mut Random::labelled(seed, "rows"));
+pub(super) fn plan(seed: u64, random: &mut Random, of_power: bool, theme: Option<Theme>) -> Plan {
+    let mut shape = shape(random, &mut Random::labelled(seed, "rows"), theme);
     let mut durable = Random::labelled(seed, "durable");
-    if durable.chance(30) || of_power {
+    if durable.chance(30) || of_power || theme.is_some_and(Theme::is_of_power) {
         outlive_power(&mut shape);
     }
     let faults = shape.longest_save_ns < PATIENT_NS || random.chance(40);
@@ -33,9 +33,9 @@ pub(super) fn plan(seed: u64, random: &mut Random, of_power: bool) -> Plan {
     let mut power_loss = power(&mut ends, &lost, &mut Random::labelled(seed, "power"));
     let mut draw = Draw { shape: &shape, hot: hot(&shape, random), random, faults, next: 0 };
     let mut actors = draw.actors();
-    // Where faults of one kind are to meet what they rarely meet, there are many of them, and the power is lost.
-    let theme = (shape.durability == Durability::Power && durable.chance(24)).then(|| durable.below(2));
-    if let Some(theme) = theme {
+    let drawn = *durable.pick(&[Theme::Damage, Theme::Marks, Theme::Restarts]);
+    let theme = theme.or_else(|| (shape.durability == Durability::Power && durable.chance(30)).then_some(drawn));
+    if let Some(theme @ (Theme::Damage | Theme::Marks | Theme::Restarts | Theme::Scarce)) = theme {
         themed(&mut actors, &mut ends, &mut power_loss, &mut durable, theme);
     } else if shape.durability == Durability::Power {
         power_loss.iter_mut().filter(|_| durable.chance(70)).for_each(|loss| *loss = Some(Loss::Sampled));
@@ -99,12 +99,13 @@ pub(super) fn sizes(plan: &mut Plan, random: &mut Random, must: bool) {
     plan.actors.push(Actor { name: "operator", depth: 1, ops });
 }
 
-fn shape(random: &mut Random, rows: &mut Random) -> Shape {
+fn shape(random: &mut Random, rows: &mut Random, theme: Option<Theme>) -> Shape {
+    let is = |of| theme == Some(of);
     let alignment = *random.pick(&[1, 512]);
-    let cell = if alignment == 512 { 512 } else { *random.pick(&[512, 512, 64, 16]) };
+    let cell = if alignment == 512 || is(Theme::Large) { 512 } else { *random.pick(&[512, 512, 64, 16]) };
     let most = if cell < 512 { MOST_BYTES / 16 } else { MOST_BYTES };
     // Now and then more grains than one chunk of the pending bitmap has.
-    let many = cell == 512 && random.chance(12);
+    let many = cell == 512 && random.chance(12) || is(Theme::Large);
     let (grain, grains) = if many {
         (512, random.between(CHUNK + 1, 2 * CHUNK + 300))
     } else {
@@ -119,7 +120,7 @@ fn shape(random: &mut Random, rows: &mut Random) -> Shape {
             size -= random.below(cell);
         }
     }
-    let scarce = random.chance(18);
+    let scarce = random.chance(18) || is(Theme::Scarce);
     let slots = if scarce { random.between(1, grains.min(512)) } else { grains * 10 };
     Shape {
         grain: grain as u32,
@@ -136,7 +137,11 @@ fn shape(random: &mut Random, rows: &mut Random) -> Shape {
         cache_latency: latency(random),
         fast_zeroes: random.chance(50),
         map: MapShape { ring_words: 16 << random.below(9), first_entries: random.between(1, 200) },
-        longest_save_ns: if random.chance(20) { random.between(1, 80) * 100_000 } else { PATIENT_NS },
+        longest_save_ns: if random.chance(20) || is(Theme::Slow) {
+            random.between(1, 80) * 100_000
+        } else {
+            PATIENT_NS
+        },
         scan_at_once: 1 << random.below(3),
     }
 }
@@ -209,33 +214,69 @@ fn outlive_power(shape: &mut Shape) {
     shape.durability = Durability::Power;
 }
 
-/// Damage to the cache before the power is lost; or saves that fail while marks cannot be made durable.
+/// What a theme adds to clients and ends.
 fn themed(
     actors: &mut Vec<Actor>,
     ends: &mut Vec<End>,
     power_loss: &mut Vec<Option<Loss>>,
     random: &mut Random,
-    theme: u64,
+    theme: Theme,
 ) {
-    let mut next = actors.iter().flat_map(|actor| &actor.ops).map(|(id, _)| id.0 + 1).max().unwrap_or(0);
-    let mut ops = Vec::new();
-    for _ in 0..16 {
-        let (rest, faults) = match theme {
-            0 => (20_000, vec![FaultOp::Corrupt(random.word())]),
-            // Whoever is made meanwhile takes its part of the failing syncs.
-            _ => (400_000, vec![FaultOp::Cache(Action::Write, 1, Effect::Fail), FaultOp::State(StorageCall::Sync, 2)]),
-        };
-        let pause = Op::Pause { ns: random.magnitude(rest) };
-        for op in std::iter::once(pause).chain(faults.into_iter().map(Op::Fault)) {
-            ops.push((OpId(next), op));
+    let mut next = actors.iter().flat_map(|actor| &actor.ops).map(|(id, _)| id.0).max().unwrap_or(0);
+    let mut actor = |name, ops: Vec<Op>| {
+        let numbered = ops.into_iter().map(|op| {
             next += 1;
+            (OpId(next), op)
+        });
+        actors.push(Actor { name, depth: 1, ops: numbered.collect() });
+    };
+    match theme {
+        Theme::Damage => {
+            let op = |random: &mut Random| {
+                [Op::Pause { ns: random.magnitude(20_000) }, Op::Fault(FaultOp::Corrupt(random.word()))]
+            };
+            actor("faults", (0..16).flat_map(|_| op(random)).collect());
         }
+        Theme::Marks => {
+            let op = |random: &mut Random| {
+                // Whoever is made meanwhile takes its part of the failing syncs.
+                let state = *random.pick(&[StorageCall::Sync, StorageCall::Sync, StorageCall::Store]);
+                let faults = [FaultOp::Cache(Action::Write, 1, Effect::Fail), FaultOp::State(state, 2)];
+                std::iter::once(Op::Pause { ns: random.magnitude(400_000) }).chain(faults.map(Op::Fault))
+            };
+            actor("faults", (0..16).flat_map(|_| op(random)).collect());
+            actor("snapshots", (0..8).flat_map(|_| short_lived(random)).collect());
+            let op = |random: &mut Random| Op::Outboard {
+                chunk: random.between(8, 512),
+                boundary: Boundary::Terminate,
+                pause_ns: random.magnitude(20_000),
+            };
+            actor("backups", (0..8).map(|_| op(random)).collect());
+        }
+        _ => actor("snapshots", (0..12).flat_map(|_| short_lived(random)).collect()),
     }
-    actors.push(Actor { name: "faults", depth: 1, ops });
-    if theme == 0 {
-        ends.push(End::Kill(CrashPlan { at: Crash::Submit, number: random.between(100, 600) }));
-        power_loss.push(Some(Loss::Sampled));
+    let mut end = |number: u64, loss: bool| {
+        ends.push(End::Kill(CrashPlan { at: Crash::Submit, number }));
+        power_loss.push(loss.then_some(Loss::Sampled));
+    };
+    match theme {
+        Theme::Damage => end(random.between(100, 600), true),
+        Theme::Marks if random.chance(50) => end(random.between(100, 400), true),
+        Theme::Restarts => {
+            for _ in 0..random.between(2, 4) {
+                end(random.magnitude(400), random.chance(60));
+            }
+        }
+        _ => {}
     }
+}
+
+/// A snapshot that is deleted soon.
+fn short_lived(random: &mut Random) -> [Op; 4] {
+    let mut pause = || Op::Pause { ns: random.magnitude(200_000) };
+    let (first, then) = (pause(), pause());
+    let create = Op::Create { release: false, on_full: OnFull::Break, scope: Vec::new() };
+    [create, first, Op::Delete { pick: random.word() }, then]
 }
 
 /// Turns some faults into those of flushes and syncs.
