@@ -190,7 +190,7 @@ impl Admission {
 impl Place {
     /// A place that changes hands now goes to a request that registers with the current epoch: no straddler is missed.
     fn touches(&self, range: ByteRange) -> bool {
-        self.start.load(Ordering::Relaxed) < range.end() && range.start() < self.end.load(Ordering::Relaxed)
+        self.start.load(Ordering::Acquire) < range.end() && range.start() < self.end.load(Ordering::Relaxed)
     }
 }
 
@@ -246,6 +246,12 @@ impl Ticket<'_> {
     /// The epoch that it belongs to.
     pub(crate) fn tag(&self) -> Epoch {
         self.tag
+    }
+
+    /// Nothing of the change is on its way any more before this byte: nobody has to wait for that.
+    pub(crate) fn landed(&self, from: u64) {
+        self.lane.places[self.index].start.fetch_max(from, Ordering::Release);
+        self.admission.announce();
     }
 }
 

@@ -57,7 +57,7 @@ impl<P: Platform> HostSession<P> {
     /// Admits a change and saves what it would destroy. The ticket must live until the base write is done.
     ///
     /// # Errors
-    /// No space, where a snapshot was made to fail writes: nothing of the change may then reach the base.
+    /// As [`Self::save`].
     async fn prepare(&self, range: ByteRange, spare_holes: bool) -> Result<Ticket<'_>, ExportError> {
         let volume = &self.volume;
         if volume.platform.planted(Planted::BitsTestedBeforeRegistering) {
@@ -71,12 +71,44 @@ impl<P: Platform> HostSession<P> {
         }
         let ticket = self.admit(range).await;
         volume.platform.point(Point::Admitted).await;
+        self.save(range, &ticket, spare_holes).await?;
+        Ok(ticket)
+    }
+
+    /// Saves what a change would destroy in `range`, which is all of it or an increment; the base write comes next.
+    ///
+    /// # Errors
+    /// No space, where a snapshot was made to fail writes: nothing of this range may then reach the base.
+    async fn save(&self, range: ByteRange, ticket: &Ticket<'_>, spare_holes: bool) -> Result<(), ExportError> {
+        let volume = &self.volume;
         if volume.pending.any(volume.grains().touched(range)) {
             let spared = if spare_holes { volume.holes(range, ticket.tag()).await } else { Vec::new() };
             volume.save(range, ticket.tag(), &spared).await.map_err(|MustFail| ExportError::NoSpace)?;
         }
         volume.platform.point(Point::BaseWrite).await;
-        Ok(ticket)
+        Ok(())
+    }
+
+    /// Does a large change increment by increment.
+    async fn change_in_increments(
+        &self,
+        range: ByteRange,
+        spare_holes: bool,
+        change: impl AsyncFn(ByteRange) -> Result<(), Error>,
+    ) -> Result<(), ExportError> {
+        let volume = &self.volume;
+        let ticket = self.admit(range).await;
+        volume.platform.point(Point::Admitted).await;
+        volume
+            .in_increments(range, &ticket, async |piece| {
+                let anew = volume.platform.planted(Planted::IncrementAdmittedAnew);
+                let other = if anew { Some(self.admit(piece).await) } else { None };
+                self.save(piece, other.as_ref().unwrap_or(&ticket), spare_holes).await?;
+                let result = change(piece).await.map_err(host_error);
+                volume.platform.point(Point::BaseWritten).await;
+                result
+            })
+            .await
     }
 }
 
@@ -91,7 +123,19 @@ impl<P: Platform> Export for HostSession<P> {
     }
 
     async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), ExportError>) {
-        let ticket = match self.prepare(ByteRange::new(offset, buffer.len() as u64), false).await {
+        let range = ByteRange::new(offset, buffer.len() as u64);
+        if self.volume.goes_in_increments(range) {
+            let write = async |piece: ByteRange| {
+                let at = (piece.start() - offset) as usize;
+                let bytes = Buffer::copy_of(&buffer[at..at + piece.len() as usize]);
+                self.volume.base.write(piece.start(), bytes, false).await.1
+            };
+            let written = self.change_in_increments(range, false, write).await;
+            // One flush costs less than one of each increment.
+            let result = if fua && written.is_ok() { self.flush().await } else { written };
+            return (buffer, result);
+        }
+        let ticket = match self.prepare(range, false).await {
             Ok(ticket) => ticket,
             Err(error) => return (buffer, Err(error)),
         };
@@ -102,6 +146,15 @@ impl<P: Platform> Export for HostSession<P> {
     }
 
     async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), ExportError> {
+        // One that has to be fast is done whole or not at all.
+        if self.volume.goes_in_increments(range)
+            && !zeroes.fast
+            && !self.volume.platform.planted(Planted::ZeroesNotSaved)
+        {
+            let zero = async |piece| self.volume.base.write_zeroes(piece, Zeroes { fua: false, ..zeroes }).await;
+            self.change_in_increments(range, true, zero).await?;
+            return if zeroes.fua { self.flush().await } else { Ok(()) };
+        }
         let ticket = if self.volume.platform.planted(Planted::ZeroesNotSaved) {
             self.admit(range).await
         } else {

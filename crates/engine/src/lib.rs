@@ -9,6 +9,7 @@ mod confirm;
 mod control;
 mod first;
 mod host;
+mod increments;
 mod ladder;
 mod lost;
 mod pending;

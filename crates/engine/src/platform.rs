@@ -38,6 +38,11 @@ pub trait Platform: Send + Sync + 'static {
         10_000_000_000
     }
 
+    /// Bytes of an increment of a change that is longer, where it may have to wait for its originals.
+    fn increment(&self) -> u64 {
+        1 << 20
+    }
+
     /// A moment at which others may run.
     fn point(&self, _point: Point) -> impl Future<Output = ()> {
         ready(())

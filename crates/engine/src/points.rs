@@ -209,6 +209,10 @@ planted! {
     FoundNotDurable,
     /// A mark that is made up for brings back a record that is being cleared.
     MarkRevives,
+    /// Each increment of a large change is admitted by itself: T0 may fall between them.
+    IncrementAdmittedAnew,
+    /// An increment counts as landed before its base write.
+    LandedTooEarly,
 }
 
 /// What has just happened, for whoever watches.
@@ -217,6 +221,11 @@ pub enum Event {
     /// A host change was registered with this tag; in the same step.
     Admitted {
         /// Its tag.
+        tag: Epoch,
+    },
+    /// An increment of a large change has landed, and others have not.
+    IncrementLanded {
+        /// The change's tag.
         tag: Epoch,
     },
     /// The volume is longer from here on.

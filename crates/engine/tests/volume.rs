@@ -29,6 +29,11 @@ impl Platform for Test {
         tzero_io::system::wall_ns()
     }
 
+    /// Two grains.
+    fn increment(&self) -> u64 {
+        2 * u64::from(GRAIN)
+    }
+
     fn random_id(&self) -> [u8; 16] {
         u128::from(self.ids.fetch_add(1, Ordering::Relaxed) ^ tzero_io::system::monotonic_ns() << 20).to_be_bytes()
     }
@@ -415,6 +420,37 @@ fn with_a_mover_at_work_a_write_waits_for_its_space() {
         drop(at_work);
         write(&volume, 3 * 4096, &[2; 4096]).await;
         assert!(matches!(volume.snapshot("a").unwrap().state, SnapshotState::Broken { .. }), "nobody makes space now");
+    });
+}
+
+#[test]
+fn increments_of_a_large_change_land_each_for_itself_and_t0_does_not_split_it() {
+    run(async || {
+        let fixture = Fixture::new(4);
+        let volume = fixture.open().await;
+        let (t0, grain) = (fixture.bytes(), GRAIN as usize);
+        let kind = SnapshotKind { on_full: OnFull::Wait(60_000), ..SnapshotKind::PRIVATE };
+        let snapshot = volume.create_snapshot("a", kind).await.unwrap();
+        let at_work = volume.mover_at_work();
+        let writer = tzero_io::spawn({
+            let volume = Arc::clone(&volume);
+            async move { write(&volume, 0, &[1; 6 * GRAIN as usize]).await }
+        });
+        tzero_io::sleep(std::time::Duration::from_millis(100)).await;
+        let now = fixture.bytes();
+        assert!(now[..4 * grain] == [1; 4 * GRAIN as usize], "what has its originals has landed");
+        assert!(now[4 * grain..] == t0[4 * grain..], "the rest waits for space");
+        volume.create_snapshot("b", SnapshotKind::KEPT).await.unwrap();
+        // What has landed is waited for by nobody.
+        let (landed, result) = volume.view("b").unwrap().read(0, Buffer::uncleared(4 * grain)).await;
+        assert!(result.is_ok() && landed[..] == [1; 4 * GRAIN as usize]);
+        volume.release(snapshot.id, &[ByteRange::new(0, 4 * u64::from(GRAIN))]).await.unwrap();
+        writer.await;
+        let after = fixture.bytes();
+        assert!(after[..6 * grain] == [1; 6 * GRAIN as usize] && after[6 * grain..] == t0[6 * grain..]);
+        assert!(view(&volume, "b").await.unwrap() == after, "all of it came before the second T0");
+        assert_eq!(volume.snapshot("a").unwrap().state, SnapshotState::Live);
+        drop(at_work);
     });
 }
 

@@ -140,6 +140,7 @@ impl Client {
         let result =
             scene.call_on(&daemon, who, attributed(id, request(session, id, kind, range, zeroes, scene))).await;
         drop(doing);
+        scene.races.over(id);
         let Some(result) = result else { return };
         daemon.busy.set(daemon.busy.get() - 1);
         scene.announce();

@@ -59,6 +59,8 @@ pub struct Shape {
     pub map: MapShape,
     /// How long a change waits for a write to the cache.
     pub longest_save_ns: u64,
+    /// Bytes of an increment of a large change.
+    pub increment: u64,
     /// Positions of the map that a mover looks at in one go.
     pub scan_at_once: u32,
 }

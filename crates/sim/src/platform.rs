@@ -41,6 +41,8 @@ pub struct SimPlatform {
     pub confirmed: Arc<Mutex<BTreeSet<SnapshotId>>>,
     /// Longest wait for the cache.
     pub longest_save: u64,
+    /// Bytes of an increment.
+    pub increment: u64,
     /// Ids given out so far, over all incarnations.
     pub ids: Arc<AtomicU64>,
     /// Bytes of the volume, as far as the engine knows.
@@ -94,6 +96,10 @@ impl Platform for SimPlatform {
         self.longest_save
     }
 
+    fn increment(&self) -> u64 {
+        self.increment
+    }
+
     fn planted(&self, fault: Planted) -> bool {
         self.planted == Some(fault)
     }
@@ -107,6 +113,9 @@ impl Platform for SimPlatform {
             && let Some(change) = current_change()
         {
             self.oracle.admitted(change, tag.0);
+        }
+        if let (Event::IncrementLanded { .. }, Some(change)) = (event, current_change()) {
+            self.races.landed_in_part(change);
         }
         if let Event::Broken { id, .. } = event
             && current_name().ends_with(AHEAD)

@@ -10,6 +10,8 @@ use tzero_block::ByteRange;
 use tzero_engine::Event;
 use tzero_originals::{BrokenReason, SnapshotId};
 
+use crate::oracle::ChangeId;
+
 macro_rules! races {
     ($($name:ident = $text:literal,)*) => {
         /// A race or edge case.
@@ -94,6 +96,8 @@ races! {
     OutboardGood = "outboard copy with originals up to its end equals T0",
     OutboardToMarker = "outboard copy with originals up to its marker, copy-on-write going on, equals T0",
     OutboardToAll = "outboard copy with all originals, copy-on-write going on, equals T0",
+    Increment = "increment of a large change lands before the others",
+    SnapshotAmidIncrements = "snapshot taken between two increments of a change",
     Grown = "volume grown while a snapshot stands",
     GrowDuringChange = "volume grown while a change is in flight",
     GrowDuringCreate = "snapshot taken while the volume grows",
@@ -135,6 +139,8 @@ struct State {
     /// Where components end.
     ends: Vec<u64>,
     standing: usize,
+    /// Changes in flight of which increments have landed.
+    in_part: BTreeSet<ChangeId>,
     /// Snapshots that broke without a mark.
     lost_marks: BTreeSet<SnapshotId>,
     /// Snapshots that are broken for certain.
@@ -227,6 +233,19 @@ impl Races {
         }
         reached.into_iter().for_each(|race| state.reach(race));
         state.freed.clear();
+        state.in_part.clear();
+    }
+
+    /// A part of the change has landed.
+    pub fn landed_in_part(&self, change: ChangeId) {
+        let mut state = self.state();
+        state.in_part.insert(change);
+        state.reach(Race::Increment);
+    }
+
+    /// The change is over.
+    pub fn over(&self, change: ChangeId) {
+        self.state().in_part.remove(&change);
     }
 
     /// The engine says what it does.
@@ -234,6 +253,9 @@ impl Races {
         let mut state = self.state();
         if let Event::Broken { id, .. } = event {
             state.broken.insert(id);
+        }
+        if matches!(event, Event::Armed { .. }) && !state.in_part.is_empty() {
+            state.reach(Race::SnapshotAmidIncrements);
         }
         match event {
             Event::Armed { straddlers, .. } if straddlers > 0 => state.reach(Race::Straddler),

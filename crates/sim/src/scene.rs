@@ -415,6 +415,7 @@ impl Scene {
             close_synced: Arc::clone(&self.close_synced),
             confirmed: Arc::clone(&self.confirmed),
             longest_save: self.plan.shape.longest_save_ns,
+            increment: self.plan.shape.increment,
             size: AtomicU64::new(size),
             grain: self.plan.shape.grain.into(),
             sizes: self.sizes.clone(),

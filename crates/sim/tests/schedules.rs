@@ -103,7 +103,7 @@ caught! {
     hung_slot_reused_is_caught: HungSlotReused,
     ahead_breaks_is_caught: AheadBreaks,
     marker_too_early_is_caught: MarkerTooEarly,
-    deleted_breaks_is_caught: DeletedBreaks in 12,
+    deleted_breaks_is_caught: DeletedBreaks,
     overlay_not_caught_up_is_caught: OverlayNotCaughtUp,
     retained_makes_room_is_caught: RetainedMakesRoom,
     unit_ignored_is_caught: UnitIgnored,
@@ -126,5 +126,7 @@ caught! {
     doubt_forgotten_is_caught: DoubtForgotten,
     end_of_broken_is_caught: EndOfBroken,
     found_not_durable_is_caught: FoundNotDurable,
+    increment_admitted_anew_is_caught: IncrementAdmittedAnew,
+    landed_too_early_is_caught: LandedTooEarly,
     mark_revives_is_caught: MarkRevives in 2,
 }

@@ -8,6 +8,7 @@ use super::history::Pin;
 use super::{Model, Moment, Oracle, is_telling, seen};
 use crate::contents::Version;
 use crate::executor::fail;
+use crate::story::happens;
 
 /// What is known of whether a snapshot stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,9 +101,11 @@ impl Oracle {
         self.set(number, Standing::Deleting);
     }
 
-    /// `delete` has returned.
+    /// `delete` has returned. The answer may come after a restart has found the snapshot again, where the power was lost.
     pub fn deleted(&self, number: u32) {
-        self.set(number, Standing::Gone);
+        if self.standing(number) == Standing::Deleting {
+            self.set(number, Standing::Gone);
+        }
     }
 
     /// `delete` has failed: the snapshot stays. With the power it may go, as was asked for.
@@ -157,6 +160,7 @@ impl Oracle {
         may_be_lost: impl Fn(u32) -> bool,
         uncleared: impl Fn(u32) -> bool,
     ) {
+        happens(|| format!("found after a start: {found:?}; power lost: {power_lost}"));
         let numbers: Vec<u32> = self.model().snapshots.keys().copied().collect();
         for (number, ..) in found {
             if !numbers.contains(number) {
@@ -276,6 +280,7 @@ impl Oracle {
     }
 
     fn set(&self, number: u32, standing: Standing) {
+        happens(|| format!("snapshot {number} is {standing:?}"));
         let mut model = self.model();
         model.tick();
         if let Some(snapshot) = model.snapshots.get_mut(&number) {

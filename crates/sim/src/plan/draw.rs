@@ -22,6 +22,8 @@ const MOST_OPS: u64 = 280;
 /// With `of_power` originals outlive a loss of power, else they may.
 pub(super) fn plan(seed: u64, random: &mut Random, of_power: bool, theme: Option<Theme>) -> Plan {
     let mut shape = shape(random, &mut Random::labelled(seed, "rows"), theme);
+    let mut increments = Random::labelled(seed, "increments");
+    shape.increment = if increments.chance(80) { u64::from(shape.grain) << increments.below(7) } else { MOST_BYTES };
     let mut durable = Random::labelled(seed, "durable");
     if durable.chance(30) || of_power || theme.is_some_and(Theme::is_of_power) {
         outlive_power(&mut shape);
@@ -142,6 +144,7 @@ fn shape(random: &mut Random, rows: &mut Random, theme: Option<Theme>) -> Shape 
         } else {
             PATIENT_NS
         },
+        increment: MOST_BYTES,
         scan_at_once: 1 << random.below(3),
     }
 }
@@ -246,13 +249,9 @@ fn themed(
             };
             actor("faults", (0..16).flat_map(|_| op(random)).collect());
             actor("snapshots", (0..8).flat_map(|_| short_lived(random)).collect());
-            let op = |random: &mut Random| Op::Outboard {
-                chunk: random.between(8, 512),
-                boundary: Boundary::Terminate,
-                pause_ns: random.magnitude(20_000),
-            };
-            actor("backups", (0..8).map(|_| op(random)).collect());
+            actor("backups", (0..8).map(|_| terminating(random)).collect());
         }
+        Theme::Scarce => actor("backups", (0..16).map(|_| terminating(random)).collect()),
         _ => actor("snapshots", (0..12).flat_map(|_| short_lived(random)).collect()),
     }
     let mut end = |number: u64, loss: bool| {
@@ -269,6 +268,11 @@ fn themed(
         }
         _ => {}
     }
+}
+
+/// An outboard copy that ends the copy-on-write.
+fn terminating(random: &mut Random) -> Op {
+    Op::Outboard { chunk: random.between(8, 512), boundary: Boundary::Terminate, pause_ns: random.magnitude(20_000) }
 }
 
 /// A snapshot that is deleted soon.
