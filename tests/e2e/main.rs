@@ -2,6 +2,7 @@
 //!
 //! An area a module. What takes longer than a minute lives in a module `lane` of its area; `cargo xtask lane` runs those.
 
+mod ahead;
 mod backup;
 mod badinput;
 mod bases;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mover::Destination;
 use crate::restores::RestoreRecord;
-use crate::{Name, OnFull, Place, Size};
+use crate::{Name, OnFull, Place, Rate, Size};
 
 /// Smallest grain in bytes (R7).
 pub const SMALLEST_GRAIN: u64 = 512;
@@ -48,6 +48,9 @@ pub struct AddVolume {
     /// What snapshots survive.
     #[serde(default)]
     pub durability: Durability,
+    /// Originals are saved ahead of the host's changes, so many bytes a second at most (R14); not where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save_ahead: Option<Rate>,
 }
 
 impl AddVolume {
@@ -63,8 +66,35 @@ impl AddVolume {
             memory_limit: None,
             direct: false,
             durability: Durability::Process,
+            save_ahead: None,
         }
     }
+}
+
+/// How far originals are saved ahead of the host's changes (R14).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaveAhead {
+    /// Most bytes a second.
+    pub rate: u64,
+    /// Bytes that were saved so since the volume was opened.
+    pub saved: u64,
+    /// Bytes of the volume that were gone through for the newest snapshot.
+    pub reached: u64,
+    /// What it is doing.
+    pub state: AheadState,
+}
+
+/// What saving ahead is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AheadState {
+    /// No snapshot needs anything that is not saved, as far as it could be read.
+    #[default]
+    Idle,
+    /// It saves.
+    Saving,
+    /// The original cache is half full: the rest is left for the host's changes.
+    WaitsForSpace,
 }
 
 /// What the snapshots of a volume survive.
@@ -163,6 +193,9 @@ pub struct Volume {
     /// What snapshots survive.
     #[serde(default)]
     pub durability: Durability,
+    /// How far originals are saved ahead of the host's changes; absent where they are not.
+    #[serde(default)]
+    pub save_ahead: Option<SaveAhead>,
     /// When the cache is full if originals go on being saved as in the last minute; absent where none are.
     #[serde(default)]
     pub full_in_seconds: Option<u64>,

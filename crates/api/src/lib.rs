@@ -31,6 +31,6 @@ pub use on_full::{LONGEST_WAIT, OnFull, OnFullError};
 pub use place::Place;
 pub use sentence::sentence;
 pub use shell::quoted;
-pub use size::{Size, SizeError};
+pub use size::{Rate, RateError, Size, SizeError};
 pub use state::StatePaths;
 pub use unfit::Unfit;

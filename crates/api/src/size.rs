@@ -69,6 +69,58 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+/// Bytes a second: `50M/s`, or `50M`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct Rate(pub u64);
+
+/// Why a text is no rate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RateError {
+    /// What comes before `/s` is no size.
+    #[error("{0:?} is not a rate; write bytes a second, as in 50M/s")]
+    Malformed(String),
+    /// Nothing would ever be done.
+    #[error("a rate of nothing gets nowhere; leave it out instead")]
+    Zero,
+}
+
+impl FromStr for Rate {
+    type Err = RateError;
+
+    fn from_str(text: &str) -> Result<Self, RateError> {
+        let size = text.strip_suffix("/s").unwrap_or(text).parse::<Size>();
+        match size.map_err(|_| RateError::Malformed(text.into()))? {
+            Size(0) => Err(RateError::Zero),
+            Size(bytes) => Ok(Self(bytes)),
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    /// The shortest exact form: `64M/s`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", Size(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    /// A number of bytes a second or a text as above.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(u64),
+            Text(String),
+        }
+        match Either::deserialize(deserializer)? {
+            Either::Number(0) => Err(serde::de::Error::custom(RateError::Zero)),
+            Either::Number(bytes) => Ok(Self(bytes)),
+            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +134,18 @@ mod tests {
         }
         for bad in ["", "K", "-1", "+1", "1.5G", "4KiB", "4 K", "0x10", "99999999999999999999", "16777216T"] {
             assert!(bad.parse::<Size>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rates_are_of_a_second() {
+        for (text, rate) in [("50M/s", 50 << 20), ("50M", 50 << 20), ("1/s", 1)] {
+            assert_eq!(text.parse::<Rate>(), Ok(Rate(rate)), "{text}");
+        }
+        assert_eq!(Rate(50 << 20).to_string(), "50M/s");
+        assert_eq!("0/s".parse::<Rate>(), Err(RateError::Zero));
+        for bad in ["", "/s", "50M/h", "50M/s/s", "-1/s"] {
+            assert!(matches!(bad.parse::<Rate>(), Err(RateError::Malformed(_))), "{bad}");
         }
     }
 

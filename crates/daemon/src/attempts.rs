@@ -203,6 +203,7 @@ fn declared(mut record: VolumeRecord, settings: Option<&VolumeConfig>) -> Volume
     if let Some(settings) = settings {
         record.declared = true;
         record.direct = settings.direct;
+        record.save_ahead = settings.save_ahead;
         match settings.cache_limit {
             Some(limit) if limit.0 < u64::from(record.grain) => {
                 tracing::warn!(volume = %record.name, "cache_limit is less than the volume's grain and stays as it was");

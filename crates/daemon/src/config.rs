@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tzero_api::control::{AddVolume, Durability};
-use tzero_api::{Name, Place, Size, Unfit};
+use tzero_api::{Name, Place, Rate, Size, Unfit};
 
 use crate::address::Address;
 use crate::held::read_file;
@@ -69,6 +69,9 @@ pub struct VolumeConfig {
     /// What snapshots survive.
     #[serde(default)]
     pub durability: Durability,
+    /// Originals are saved ahead of changes, so many bytes a second at most.
+    #[serde(default)]
+    pub save_ahead: Option<Rate>,
 }
 
 /// Why the file cannot be used.
@@ -178,6 +181,7 @@ impl VolumeConfig {
             memory_limit: self.memory_limit,
             direct: self.direct,
             durability: self.durability,
+            save_ahead: self.save_ahead,
         }
     }
 }

@@ -59,6 +59,7 @@ impl Volume {
             memory_limit: record.and_then(|record| record.memory_limit),
             tiers: Vec::new(),
             durability: record.map(|record| record.durability).unwrap_or_default(),
+            save_ahead: None,
             full_in_seconds: None,
             declared: record.is_some_and(|record| record.declared),
             connections: self.connections(),
@@ -80,6 +81,8 @@ impl Volume {
                 described.cache_used = used.bytes;
                 described.cache_file = serving.tiers.on_disk();
                 described.tiers = serving.tiers.describe(used);
+                let rate = record.and_then(|record| record.save_ahead);
+                described.save_ahead = rate.map(|rate| serving.ahead.describe(rate, &serving.engine));
                 let forecast = self.forecast().ok().filter(|forecast| forecast.basis == Basis::Saved);
                 described.full_in_seconds = forecast.and_then(|forecast| forecast.full_in_seconds);
                 described.notices.clone_from(&serving.notices);

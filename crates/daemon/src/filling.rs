@@ -20,6 +20,8 @@ const LEAST: u64 = 500_000_000;
 pub(crate) struct Filling {
     /// Bytes of whole grains that the host has changed, ever.
     changed: AtomicU64,
+    /// Bytes of originals that no change asked for, ever: they foretell nothing.
+    ahead: AtomicU64,
     meters: Mutex<Meters>,
 }
 
@@ -48,13 +50,18 @@ impl Filling {
         self.changed.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// So many bytes of originals were saved ahead of any change.
+    pub(crate) fn count_ahead(&self, bytes: u64) {
+        self.ahead.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Looks: so many bytes are in use now. To be called every [`STEP`].
     pub(crate) fn look(&self, now_ns: u64, used: u64) {
         let changed = self.changed.load(Ordering::Relaxed);
         let mut meters = self.meters.lock().expect("nothing panics under this lock");
         meters.came = meters.came_with(used);
         meters.used = Some(used);
-        let came = meters.came;
+        let came = self.asked_for(meters.came);
         meters.saved.note(now_ns, came);
         meters.changed.note(now_ns, changed);
     }
@@ -63,8 +70,12 @@ impl Filling {
     pub(crate) fn rates(&self, now_ns: u64, used: u64) -> Rates {
         let changed = self.changed.load(Ordering::Relaxed);
         let meters = self.meters.lock().expect("nothing panics under this lock");
-        let came = meters.came_with(used);
+        let came = self.asked_for(meters.came_with(used));
         Rates { saved: meters.saved.per_second(now_ns, came), changed: meters.changed.per_second(now_ns, changed) }
+    }
+
+    fn asked_for(&self, came: u64) -> u64 {
+        came.saturating_sub(self.ahead.load(Ordering::Relaxed))
     }
 }
 

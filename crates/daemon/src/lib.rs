@@ -7,6 +7,7 @@
 //! Deliberately absent: standard output, arguments and the terminal, which are the binary's; and copies, which are the mover's.
 
 mod address;
+mod ahead;
 mod attempts;
 mod backups;
 mod base;

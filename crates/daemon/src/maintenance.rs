@@ -1,5 +1,6 @@
 //! What is done for a volume in the background as long as it is served: originals of broken snapshots are freed, the cache's space is given
-//! back when no originals are being saved, it is seen how fast they are, and snapshots are confirmed that are to outlive a loss of power.
+//! back when no originals are being saved, it is seen how fast they are, snapshots are confirmed that are to outlive a loss of power, and, where
+//! it is to be so, originals are saved ahead of the host's changes.
 
 use std::future::{Future, pending, poll_fn};
 use std::pin::pin;
@@ -9,8 +10,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tzero_api::Rate;
 use tzero_io::{Sender, system};
 
+use crate::ahead::Ahead;
 use crate::filling::{Filling, STEP};
 use crate::platform::Engine;
 use crate::threads::DataThreads;
@@ -25,7 +28,12 @@ pub(crate) struct Maintenance(Mutex<Option<(Sender<()>, oneshot::Receiver<()>)>>
 
 impl Maintenance {
     /// Starts it on a data thread. It ends with this value.
-    pub(crate) fn start(threads: &DataThreads, engine: &Arc<Engine>, filling: &Arc<Filling>) -> Self {
+    pub(crate) fn start(
+        threads: &DataThreads,
+        engine: &Arc<Engine>,
+        filling: &Arc<Filling>,
+        ahead: Option<(Rate, Arc<Ahead>)>,
+    ) -> Self {
         let (stop, mut stopped) = tzero_io::channel();
         let (engine, filling) = (Arc::clone(engine), Arc::clone(filling));
         let ended = threads.run(move || async move {
@@ -33,14 +41,16 @@ impl Maintenance {
             let mut giving = pin!(give_back(&engine));
             let mut looking = pin!(look(&engine, &filling));
             let mut confirming = pin!(confirm(&engine));
+            let mut saving = pin!(save_ahead(&engine, &filling, ahead));
             let mut end = pin!(stopped.recv());
             poll_fn(|cx| {
                 // None ends by itself.
-                let _: [Poll<()>; 4] = [
+                let _: [Poll<()>; 5] = [
                     freeing.as_mut().poll(cx),
                     giving.as_mut().poll(cx),
                     looking.as_mut().poll(cx),
                     confirming.as_mut().poll(cx),
+                    saving.as_mut().poll(cx),
                 ];
                 end.as_mut().poll(cx).map(drop)
             })
@@ -63,6 +73,13 @@ impl Maintenance {
 async fn confirm(engine: &Engine) {
     engine.confirm().await;
     pending().await
+}
+
+async fn save_ahead(engine: &Engine, filling: &Filling, wanted: Option<(Rate, Arc<Ahead>)>) {
+    match wanted {
+        Some((rate, ahead)) => ahead.save(engine, filling, rate).await,
+        None => pending().await,
+    }
 }
 
 async fn give_back(engine: &Engine) {

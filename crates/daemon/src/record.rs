@@ -1,7 +1,7 @@
 //! What is remembered of a volume: `volumes/NAME/volume.json`.
 //!
-//! Version 3. Version 2, in which no base is on its way to another size, and version 1, whose volumes have one base, are read, and are written
-//! as 3 when the volume is opened.
+//! Version 4. Version 3, in which nothing is saved ahead, version 2, in which also no base is on its way to another size, and version 1, whose volumes have one base, are read, and are written
+//! as 4 when the volume is opened.
 //!
 //! Written beside, made durable and renamed, so that it is there in full, old or new. A directory whose name holds a `~` (which no
 //! volume's name does) is one that was being removed; it is swept at start.
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tzero_api::control::Durability;
-use tzero_api::{Name, Place, StatePaths};
+use tzero_api::{Name, Place, Rate, StatePaths};
 use tzero_engine::TABLE_NAME;
 
 use crate::cache_file::sync_parent;
@@ -25,7 +25,7 @@ use crate::salvage::copy_of;
 use crate::set_aside::aside_of;
 
 /// Version of the file that this program writes.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const FILE: &str = "volume.json";
 /// Longest file of a volume's directory that is read whole, in bytes.
 const LONGEST: u64 = 16 << 20;
@@ -62,6 +62,9 @@ pub(crate) struct VolumeRecord {
     pub(crate) cache_limit: Option<u64>,
     pub(crate) memory_limit: Option<u64>,
     pub(crate) durability: Durability,
+    /// Bytes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) save_ahead: Option<Rate>,
     /// From the configuration file.
     pub(crate) declared: bool,
     pub(crate) generation: u64,
@@ -165,6 +168,7 @@ impl From<RecordOne> for VolumeRecord {
             cache_limit: one.cache_limit,
             memory_limit: None,
             durability: Durability::Process,
+            save_ahead: None,
             declared: one.declared,
             generation: one.generation,
             cache: one.cache,
@@ -185,7 +189,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<VolumeRecord, RecordError> {
         Versioned { version: 1 } => {
             serde_json::from_slice::<RecordOne>(bytes).map(VolumeRecord::from).map_err(malformed)
         }
-        Versioned { version: 2 | VERSION } => serde_json::from_slice(bytes).map_err(malformed),
+        Versioned { version: 2..=VERSION } => serde_json::from_slice(bytes).map_err(malformed),
         Versioned { version } => Err(RecordError::Version { path: path.into(), version }),
     }
 }
@@ -371,6 +375,7 @@ pub(crate) fn new_record(id: String, request: &tzero_api::control::AddVolume, de
         cache_limit: request.cache_limit.map(|limit| limit.0),
         memory_limit: request.memory_limit.map(|limit| limit.0),
         durability: request.durability,
+        save_ahead: request.save_ahead,
         declared,
         generation: 1,
         cache: None,
@@ -512,6 +517,42 @@ mod tests {
         let read = directory.read().unwrap();
         let left = |size| read.bases[1].left(size).unwrap().size();
         assert_eq!([512, 1024, 1536].map(left), [512, 1024, 512], "either size is its own, no other");
+    }
+
+    #[test]
+    fn a_record_of_version_three_is_read_and_becomes_one_of_today() {
+        const THREE: &str = r#"{
+  "version": 3,
+  "id": "0123456789abcdef0123456789abcdef",
+  "name": "v",
+  "bases": [
+    {
+      "place": "/srv/a",
+      "identity": { "kind": "file", "device": 5, "inode": 7, "born_ns": 9, "size": 8192 },
+      "becoming": 16384
+    }
+  ],
+  "grain": 4096,
+  "direct": true,
+  "cache_dir": "/fast",
+  "cache_limit": 1048576,
+  "memory_limit": null,
+  "durability": "power",
+  "declared": true,
+  "generation": 2,
+  "cache": { "device": 5, "inode": 8 }
+}
+"#;
+        let scratch = tempfile::tempdir().unwrap();
+        let state = StatePaths::new(scratch.path());
+        let directory = VolumeDirectory::new(&state, &"v".parse().unwrap());
+        directory.create(&record("v", None)).unwrap();
+        fs::write(directory.path.join(FILE), THREE).unwrap();
+        let read = directory.read().unwrap();
+        assert!(read.is_old() && read.save_ahead.is_none());
+        assert_eq!((read.durability, read.bases[0].becoming), (Durability::Power, Some(16384)));
+        directory.write(&VolumeRecord { save_ahead: Some(Rate(1 << 20)), ..read.of_today() }).unwrap();
+        assert_eq!(directory.read().unwrap().save_ahead, Some(Rate(1 << 20)));
     }
 
     #[test]

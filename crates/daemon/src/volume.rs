@@ -26,6 +26,7 @@ use tzero_block::BlockDevice;
 use tzero_engine::{SnapshotInfo, SnapshotState};
 use tzero_originals::SnapshotId;
 
+use crate::ahead::Ahead;
 use crate::base::{OpenBase, Patience};
 use crate::breaks::Told;
 use crate::claim;
@@ -81,6 +82,8 @@ pub(crate) struct Serving {
     pub(crate) tiers: Tiers,
     /// How fast the cache fills up.
     pub(crate) filling: Arc<Filling>,
+    /// How far originals are saved ahead.
+    pub(crate) ahead: Arc<Ahead>,
     /// What is missing of the base since it was found to have lost a part.
     pub(crate) lost: OnceLock<Cut>,
     /// Which broken snapshots the log has.
@@ -155,11 +158,14 @@ impl Volume {
         let (record, more) = off_thread(move || opening::put_on_record(&theirs, record, found, has_room)).await?;
         notices.extend(more);
         let filling = Arc::default();
-        let maintenance = Maintenance::start(threads, &engine, &filling);
+        let ahead = Arc::default();
+        let maintenance =
+            Maintenance::start(threads, &engine, &filling, record.save_ahead.map(|rate| (rate, Arc::clone(&ahead))));
         let (lost, no_room, told) = (OnceLock::new(), ready.no_room, Told::default());
         let memory_bytes = ready.options.first_tier.bytes;
         let tiers = Tiers { memory: ready.memory, memory_bytes, store: ready.store, place, limit };
-        let serving = Box::new(Serving { engine, base, tiers, filling, lost, told, no_room, notices, maintenance });
+        let serving =
+            Box::new(Serving { engine, base, tiers, filling, ahead, lost, told, no_room, notices, maintenance });
         Ok(Self::new(record.name.clone(), Some(record), directory, Condition::Serving(serving)))
     }
 

@@ -40,6 +40,9 @@ const MOST_LOOKS: u32 = 500;
 /// The cache is nearly full from this share of its slots on, in percent.
 const NEARLY_FULL: u64 = 80;
 
+/// Most that is saved ahead of any change, in percent of the cache's slots.
+const AHEAD: u64 = 50;
+
 /// A rung, by the name under which a test takes it out to see what it is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rung {
@@ -114,6 +117,13 @@ impl<P: Platform> Volume<P> {
         let usage = self.originals.usage();
         let nearly_full = usage.bytes >= share(usage.limit_bytes, NEARLY_FULL);
         Pressure { used: usage.bytes, limit: usage.limit_bytes, nearly_full }
+    }
+
+    /// Whether the cache has room for originals that no change asks for yet: they leave the changes more than a half, and never make it nearly
+    /// full.
+    pub(crate) fn has_room_ahead(&self) -> bool {
+        let Pressure { used, limit, .. } = self.pressure();
+        used < share(limit, AHEAD)
     }
 
     /// Rung 4's slowing down: before anything is claimed.

@@ -171,6 +171,7 @@ impl<P: Platform> Volume<P> {
             commits: Commits::default(),
             confirming: Confirming::new(in_doubt),
             uncleared: Mutex::default(),
+            saved_ahead: AtomicU64::new(0),
             broke: Notify::default(),
             delivered: Delivered::default(),
             cache_hangs_until: AtomicU64::new(0),

@@ -65,15 +65,15 @@ impl<P: Platform> Volume<P> {
         self.save_for(Cause::Change, range, tag, spared).await
     }
 
-    /// Saves originals of a range before any change asks for them (R14), until the cache is nearly full. The next change there then waits for
-    /// nothing. Says how far it came: where to go on, or the range's end.
+    /// Saves originals of a range before any change asks for them (R14), until the cache is half full. The next change there then waits for
+    /// nothing. Says how far it came: where to go on, or the range's end. [`Self::saved_ahead`] counts.
     ///
     /// What cannot be kept is left as it was: nothing breaks because of it.
     pub async fn save_ahead(&self, range: ByteRange) -> u64 {
         // As a change of this moment would: an epoch that begins meanwhile finds an original that does not serve it.
         let tag = self.admission.epoch();
         for piece in range.pieces(MOST_BYTES) {
-            if self.pressure().nearly_full {
+            if !self.has_room_ahead() {
                 return piece.start();
             }
             let pending = self.pending.any(self.grains().touched(piece));
@@ -84,6 +84,11 @@ impl<P: Platform> Volume<P> {
             yield_now().await;
         }
         range.end()
+    }
+
+    /// Bytes that were saved ahead of any change since the volume was opened.
+    pub fn saved_ahead(&self) -> u64 {
+        self.saved_ahead.load(Ordering::Relaxed)
     }
 
     async fn save_for(
@@ -206,8 +211,18 @@ impl<P: Platform> Volume<P> {
         for run in grains.chunk_by(|before, after| before.0 + 1 == after.0) {
             let originals = self.read_originals(cut, run).await;
             self.platform.point(Point::OriginalRead).await;
+            if cause == Cause::Ahead && !originals.bad.is_empty() {
+                // The change that needs them tries again.
+                continue;
+            }
             let mut patience = Patience::default();
-            while let Err(reason) = self.keep(cut, run, tag, &originals).await {
+            loop {
+                let Err(reason) = self.keep(cut, run, tag, &originals).await else {
+                    if cause == Cause::Ahead {
+                        self.saved_ahead.fetch_add(run_range(cut, run).len(), Ordering::Relaxed);
+                    }
+                    break;
+                };
                 let room = match reason {
                     _ if cause == Cause::Ahead && !self.platform.planted(Planted::AheadBreaks) => break,
                     BrokenReason::CacheFull => self.make_room(run, tag, &mut patience).await,

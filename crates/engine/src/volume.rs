@@ -224,6 +224,8 @@ pub struct Volume<P: Platform> {
     pub(crate) confirming: Confirming,
     /// See [`Self::uncleared`].
     pub(crate) uncleared: Mutex<BTreeSet<u32>>,
+    /// See [`Self::saved_ahead`].
+    pub(crate) saved_ahead: AtomicU64,
     /// A snapshot has broken.
     pub(crate) broke: Notify,
     /// Until then, in monotonic nanoseconds, saves fail at once because the cache hangs.

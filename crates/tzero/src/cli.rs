@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tzero_api::control::{Durability, MOST_COMPONENTS};
-use tzero_api::{Name, OnFull, Size, SnapshotPath};
+use tzero_api::{Name, OnFull, Rate, Size, SnapshotPath};
 use tzero_block::ByteRange;
 use tzero_daemon::Address;
 
@@ -153,6 +153,10 @@ pub(crate) struct VolumeAdd {
     /// What snapshots survive: `process`, the daemon's death; `power`, a loss of the machine's power, at the price of a flush a first write
     #[arg(long, value_name = "WHAT", default_value = "process", value_parser = arguments::durability)]
     pub(crate) durability: Durability,
+
+    /// Save originals ahead of the host's changes while snapshots stand: so much a second at most, at most half of the time, and until the original cache is half full [default: only on demand]
+    #[arg(long, value_name = "SIZE/s")]
+    pub(crate) save_ahead: Option<Rate>,
 }
 
 #[derive(Debug, Subcommand)]

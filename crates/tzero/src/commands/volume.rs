@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde_json::json;
-use tzero_api::control::{self, AddVolume, DEFAULT_GRAIN, Durability, TierKind, VolumeState};
-use tzero_api::{Exit, Place, RebaseVolume, ResizeVolume, Size, StatePaths};
+use tzero_api::control::{self, AddVolume, AheadState, DEFAULT_GRAIN, Durability, SaveAhead, TierKind, VolumeState};
+use tzero_api::{Exit, Place, Rate, RebaseVolume, ResizeVolume, Size, StatePaths};
 
 use crate::cli::{Volume, VolumeAdd};
 use crate::commands::client;
@@ -76,6 +76,7 @@ fn request(add: VolumeAdd) -> Result<AddVolume, Ending> {
         memory_limit: add.memory_limit,
         direct: add.direct,
         durability: add.durability,
+        save_ahead: add.save_ahead,
         name: add.name,
     })
 }
@@ -157,9 +158,22 @@ fn show(volume: &control::Volume, output: Output) {
             Durability::Power => "power: snapshots survive a loss of power",
         }
     ));
+    if let Some(ahead) = &volume.save_ahead {
+        output.line(format!("save ahead  {}", saved_ahead(ahead, volume.size)));
+    }
     output.line(format!("snapshots   {}", volume.snapshots));
     output.line(format!("clients     {}", volume.connections));
     output.line(format!("configured  {}", yes_no(volume.declared)));
+}
+
+/// How far originals are saved ahead of the host's changes.
+fn saved_ahead(ahead: &SaveAhead, size: u64) -> String {
+    let doing = match ahead.state {
+        AheadState::Idle => "nothing is left to save".to_owned(),
+        AheadState::Saving => format!("has gone through {} of {}", bytes(ahead.reached), bytes(size)),
+        AheadState::WaitsForSpace => "the cache is half full, the rest is saved on demand".to_owned(),
+    };
+    format!("{} at most; {} saved, {doing}", Rate(ahead.rate), bytes(ahead.saved))
 }
 
 fn kind(kind: TierKind) -> &'static str {
