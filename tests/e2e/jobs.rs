@@ -92,7 +92,7 @@ fn restores_by_program() {
     let job = control.ended(&id);
     assert_eq!((&job["state"], &job["exit"]), (&"failed".into(), &1.into()), "{job}");
     assert!(job["error"].as_str().is_some_and(|error| error.contains("--force")), "{job}");
-    let id = control.begin(&json!({ "copy": "--help", "target": file }));
+    let id = control.begin(&json!({ "copy": "0000", "target": file }));
     assert_eq!(control.ended(&id)["state"], "failed");
     // What is over can be forgotten.
     let (_, jobs) = control.ask("GET", "/v1/jobs", None);
@@ -110,14 +110,16 @@ fn requests_that_cannot_be() {
     let many: Vec<Value> = (0..1025).map(|index| json!({ "offset": 2 * index, "length": 1 })).collect();
     for body in [
         json!({}),
-        json!({ "copy": "x" }),
-        json!({ "copy": "x", "target": "relative" }),
+        json!({ "copy": "abc" }),
+        json!({ "copy": "abc", "target": "relative" }),
         json!({ "copy": "dir/x", "target": "/y" }),
+        json!({ "copy": "x.img.tzero.json", "target": "/y" }),
+        json!({ "copy": "--help", "target": "/y" }),
         json!({ "copy": "", "target": "/y" }),
-        json!({ "copy": "x", "target": "/y", "surprise": 1 }),
-        json!({ "copy": "x", "target": "/y", "ranges": [{ "offset": 0, "length": 0 }] }),
-        json!({ "copy": "x", "target": "/y", "ranges": [{ "offset": u64::MAX, "length": 2 }] }),
-        json!({ "copy": "x", "target": "/y", "ranges": many }),
+        json!({ "copy": "abc", "target": "/y", "surprise": 1 }),
+        json!({ "copy": "abc", "target": "/y", "ranges": [{ "offset": 0, "length": 0 }] }),
+        json!({ "copy": "abc", "target": "/y", "ranges": [{ "offset": u64::MAX, "length": 2 }] }),
+        json!({ "copy": "abc", "target": "/y", "ranges": many }),
         json!({ "copy": "x".repeat(10_000), "target": "/y" }),
     ] {
         let (status, said) = control.ask("POST", "/v1/restores", Some(&body));

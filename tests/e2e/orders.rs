@@ -45,6 +45,8 @@ fn a_scope_is_kept_shown_and_all_that_is_seen() {
         assert_eq!(daemon.map("vol@s").len(), 2, "nothing else is saved");
     };
     is_kept(&daemon);
+    let said = daemon.ok("snapshot show vol@s");
+    assert!(said.contains("scope      8192+4096") && said.contains("when full  wait:90s"), "{said}");
     daemon.stop();
     let daemon = Daemon::start(&scratch);
     is_kept(&daemon);
@@ -71,6 +73,7 @@ fn what_cannot_be_asked_for_is_a_bad_request() {
         (json!({"name": "s", "on_full": "wait"}), "fail-writes"),
         (json!({"name": "s", "originals": "drop"}), "keep"),
         (json!({"name": "s", "scope": []}), "one part"),
+        (json!(["s"]), "no JSON object"),
         (json!({"name": "s", "scope": [{"offset": 0}]}), "length"),
         (json!({"name": "s", "scope": more}), "65536"),
         (part(0, 0), "empty"),
@@ -84,6 +87,9 @@ fn what_cannot_be_asked_for_is_a_bad_request() {
     }
     let (status, answer) = control(daemon.state(), "POST", SNAPSHOTS, &" ".repeat(9 << 20));
     assert_eq!((status, &answer["code"]), (400, &json!("invalid")), "{answer}");
+    let (status, answer) = control(daemon.state(), "PATCH", SNAPSHOTS, "{}");
+    let said = answer["message"].as_str().expect("a sentence");
+    assert!(status == 405 && answer["code"] == "invalid" && said.contains("PATCH"), "{answer}");
     let add = json!({"name": "other", "bases": [scratch.join("base")], "cache_limit": 4095});
     let (status, answer) = control(daemon.state(), "POST", "/v1/volumes", &add.to_string());
     assert_eq!(status, 400, "{answer}");

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::random::Random;
@@ -17,11 +18,29 @@ pub struct Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        if let Some(dir) = &self.dir {
+            discard_memory(dir.path(), 4);
+        }
         let closed = self.dir.take().map(TempDir::close);
         if let Some(Err(error)) = closed
             && !std::thread::panicking()
         {
             panic!("something is still in the test's directory: {error}");
+        }
+    }
+}
+
+/// Removes the files in memory of the volumes whose records are in a directory: a daemon that was killed has left them.
+fn discard_memory(directory: &Path, depth: u32) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            discard_memory(&path, depth - 1);
+        } else if entry.file_name() == "volume.json" {
+            let record = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+            if let Some(file) = record.as_ref().and_then(|record| record["memory"]["path"].as_str()) {
+                let _ = fs::remove_file(file);
+            }
         }
     }
 }

@@ -348,7 +348,7 @@ pub struct Snapshot {
     /// A mover is copying it now.
     pub mover: bool,
     /// Where the one backup's copy goes, as far as that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub destination: Option<Destination>,
     /// Clients that read it now.
     pub readers: u64,

@@ -37,6 +37,9 @@ pub enum UnfitRestore {
     /// A path whose meaning would depend on where the daemon was started.
     #[error("{0} is a relative path: give it from the root")]
     Relative(String),
+    /// Neither an id nor a path from the root.
+    #[error("{0} names no copy: give its id, or its path from the root")]
+    NoCopy(String),
     /// More ranges than are taken at once.
     #[error("a restore takes {MOST_RANGES} ranges at once")]
     TooMany,
@@ -64,9 +67,9 @@ impl StartRestore {
         if !is_from_root(&self.target) && !self.target.starts_with("volume:") {
             return Err(UnfitRestore::Relative(self.target.clone()));
         }
-        // Without a slash it is an id.
-        if self.copy.contains('/') && !is_from_root(&self.copy) {
-            return Err(UnfitRestore::Relative(self.copy.clone()));
+        // Else it is an id, or the beginning of one.
+        if !is_from_root(&self.copy) && !self.copy.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(UnfitRestore::NoCopy(self.copy.clone()));
         }
         if self.ranges.len() > MOST_RANGES {
             return Err(UnfitRestore::TooMany);
@@ -163,7 +166,10 @@ mod tests {
         for copy in ["", "a\0b", &long] {
             assert_eq!(StartRestore { copy: copy.into(), ..good.clone() }.check(), Err(UnfitRestore::Name));
         }
-        assert!(StartRestore { copy: "dir/c.img".into(), ..good.clone() }.check().is_err());
+        for copy in ["dir/c.img", "c.img.tzero.json", "disk"] {
+            let bad = StartRestore { copy: copy.into(), ..good.clone() }.check();
+            assert_eq!(bad, Err(UnfitRestore::NoCopy(copy.into())));
+        }
         assert!(StartRestore { copy: "/dir/c.img".into(), ..good.clone() }.check().is_ok());
         for (offset, length) in [(0, 0), (u64::MAX, 1)] {
             let bad = StartRestore { ranges: vec![Part { offset, length }], ..good.clone() }.check();

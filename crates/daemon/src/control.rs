@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path as Parts, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
@@ -60,6 +60,7 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> std::i
         .route(route::JOBS, get(jobs))
         .route(route::JOB, get(job).delete(cancel_job))
         .fallback(unknown)
+        .method_not_allowed_fallback(not_so)
         .layer(DefaultBodyLimit::max(LONGEST_BODY))
         .with_state(daemon);
     axum::serve(listener, router).await
@@ -90,7 +91,16 @@ fn parsed<T: serde::de::DeserializeOwned>(body: Body) -> Result<T, Refusal> {
         StatusCode::PAYLOAD_TOO_LARGE => Refusal::TooLong,
         _ => Refusal::Unread(rejection.body_text()),
     })?;
+    // What has members by name is not taken as a list of them in some order.
+    if body.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+        return Err(serde::de::Error::custom("it is no JSON object")).map_err(Refusal::Malformed);
+    }
     Ok(serde_json::from_slice(&body)?)
+}
+
+async fn not_so(method: Method, uri: Uri) -> Response {
+    let message = format!("{method} is nothing that can be done with {}", uri.path());
+    (StatusCode::METHOD_NOT_ALLOWED, Json(Failure { code: Code::Invalid, message })).into_response()
 }
 
 async fn unknown() -> Response {

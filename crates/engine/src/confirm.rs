@@ -85,20 +85,25 @@ impl<P: Platform> Volume<P> {
 
     fn base_flushed(&self, covered: &[Arc<Snapshot>], result: &Result<(), Error>) {
         if let Err(error) = result {
-            if !error.leaves_doubt() || self.platform.planted(Planted::DoubtForgotten) {
-                return;
-            }
-            self.platform.observe(Event::BaseInDoubt);
-            self.confirming.in_doubt.store(true, Ordering::SeqCst);
-            // In the page cache that is enough: it says something about this boot only.
-            let _ = self.table.set_base_in_doubt(true);
-            return;
+            return self.doubt(error);
         }
         if covered.is_empty() || self.confirming.is_in_doubt() {
             return;
         }
         covered.iter().for_each(|snapshot| snapshot.flushed.store(true, Ordering::Release));
         self.confirming.news.notify_all();
+    }
+
+    /// A flush of the base has failed, or a change that was to be durable at once: what becomes of everything that was not flushed before nobody
+    /// knows, for the kernel says so once, and to whoever asks first.
+    pub(crate) fn doubt(&self, error: &Error) {
+        if !error.leaves_doubt() || self.platform.planted(Planted::DoubtForgotten) {
+            return;
+        }
+        self.platform.observe(Event::BaseInDoubt);
+        self.confirming.in_doubt.store(true, Ordering::SeqCst);
+        // In the page cache that is enough: it says something about this boot only.
+        let _ = self.table.set_base_in_doubt(true);
     }
 
     /// Confirms snapshots, now and whenever one is taken. Never ends: a task for as long as the volume is served; at once the end of it

@@ -140,6 +140,11 @@ impl<P: Platform> Export for HostSession<P> {
             Err(error) => return (buffer, Err(error)),
         };
         let (buffer, result) = self.volume.base.write(offset, buffer, fua).await;
+        if let Err(error) = result.as_ref()
+            && fua
+        {
+            self.volume.doubt(error);
+        }
         self.volume.platform.point(Point::BaseWritten).await;
         drop(ticket);
         (buffer, result.map_err(host_error))
@@ -161,6 +166,11 @@ impl<P: Platform> Export for HostSession<P> {
             self.prepare(range, true).await?
         };
         let result = self.volume.base.write_zeroes(range, zeroes).await;
+        if let Err(error) = result.as_ref()
+            && zeroes.fua
+        {
+            self.volume.doubt(error);
+        }
         self.volume.platform.point(Point::BaseWritten).await;
         drop(ticket);
         result.map_err(host_error)

@@ -107,22 +107,17 @@ impl<P: Platform> Volume<P> {
         if platform.planted(Planted::UnitIgnored) {
             entries.iter_mut().for_each(|(_, entry)| entry.offset = options.components.place(entry.offset).1);
         }
-        if !damaged.is_empty() {
-            // Which snapshots the lost entries served cannot be known: none is trusted. On record before the entries go.
-            for snapshot in snapshots.all().iter().filter(|snapshot| snapshot.broken.get().is_none()) {
-                let reason = BrokenReason::Damaged;
-                table.set_state(snapshot.slot, RecordState::Broken(reason), 0).map_err(OpenError::State)?;
-                snapshot.set_broken(reason, 0);
-            }
-        }
         // On record before the entries go, which nobody who stands needs then.
-        for (snapshot, grain) in lost::losers(&entries, &options.cache.lost, grains, &snapshots) {
-            if platform.planted(Planted::LostForgotten) {
-                break;
-            }
-            let (reason, at) = (BrokenReason::MemoryLost, grains.range(grain).start());
-            table.set_state(snapshot.slot, RecordState::Broken(reason), at).map_err(OpenError::State)?;
-            snapshot.set_broken(reason, at);
+        if !damaged.is_empty() {
+            // Which snapshots the lost entries served cannot be known: none is trusted.
+            let all = snapshots.all();
+            let standing = all.iter().filter(|snapshot| snapshot.broken.get().is_none());
+            mark(&table, standing.map(|snapshot| (snapshot, 0)), BrokenReason::Damaged).map_err(OpenError::State)?;
+        }
+        if !platform.planted(Planted::LostForgotten) {
+            let losers = lost::losers(&entries, &options.cache.lost, grains, &snapshots);
+            let losers = losers.iter().map(|(snapshot, grain)| (snapshot, grains.range(*grain).start()));
+            mark(&table, losers, BrokenReason::MemoryLost).map_err(OpenError::State)?;
         }
         platform.point(Point::RecoveryLost).await;
         if platform.planted(Planted::ShortOriginalFreed) {
@@ -185,6 +180,19 @@ impl<P: Platform> Volume<P> {
         };
         Ok((volume, recovered))
     }
+}
+
+/// Marks snapshots broken, each at a byte of the volume.
+fn mark<'a, M: Mapping>(
+    table: &SnapshotTable<M>,
+    snapshots: impl Iterator<Item = (&'a Arc<Snapshot>, u64)>,
+    reason: BrokenReason,
+) -> std::io::Result<()> {
+    for (snapshot, at) in snapshots {
+        table.set_state(snapshot.slot, RecordState::Broken(reason), at)?;
+        snapshot.set_broken(reason, at);
+    }
+    Ok(())
 }
 
 /// Marks the snapshots that cannot be right any more.

@@ -392,6 +392,11 @@ impl State {
         if let Some(code) = request.fails {
             request.result = Err(code);
             self.failed.push((request.action(), request.range));
+            if request.fua {
+                // It was a flush, too, and may have been told of what others wrote.
+                self.failed.push((Action::Flush, request.range));
+                self.platter.flush_failed();
+            }
         }
         match &request.work {
             Work::Flush(_) if request.fails.is_some() => self.platter.flush_failed(),

@@ -139,12 +139,16 @@ fn show(snapshot: &control::Snapshot, output: Output) {
     output.line(format!("time zero  {}", Timestamp(snapshot.t0_ns)));
     output.line(format!("pause      {} µs", snapshot.pause_us));
     output.line(format!("size       {} ({} bytes)", Size(snapshot.size), snapshot.size));
+    for part in snapshot.scope.iter().flatten() {
+        output.line(format!("scope      {}+{}", part.offset, part.length));
+    }
     output.line(format!("epoch      {}", snapshot.epoch));
     output.line(format!(
         "originals  {}, {} needed by this snapshot alone",
         originals(snapshot.originals),
         bytes(snapshot.unique_bytes)
     ));
+    output.line(format!("when full  {}", snapshot.on_full));
     if snapshot.private {
         let mover = if snapshot.mover { "a mover is at work" } else { "no mover is at work" };
         output.line(format!("backup     private, {} captured, {mover}", bytes(snapshot.captured_bytes)));
