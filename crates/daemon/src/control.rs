@@ -93,7 +93,7 @@ fn parsed<T: serde::de::DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     })?;
     // What has members by name is not taken as a list of them in some order.
     if body.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
-        return Err(serde::de::Error::custom("it is no JSON object")).map_err(Refusal::Malformed);
+        return Err(Refusal::Malformed(serde::de::Error::custom("it is no JSON object")));
     }
     Ok(serde_json::from_slice(&body)?)
 }
