@@ -1,5 +1,8 @@
 //! Originals saved ahead of the host's changes (R14): how far, how fast, and that a change then waits for nothing.
 
+use std::path::PathBuf;
+use std::time::Instant;
+
 use e2e::scratch::{bytes, read};
 use e2e::waiting::until;
 use e2e::{Daemon, MIB, Scratch};
@@ -11,6 +14,14 @@ fn volume(daemon: &Daemon) -> Value {
     daemon.json("volume show v")["volume"].clone()
 }
 
+/// A daemon that serves `v` over random bytes.
+fn serving(scratch: &Scratch, options: &str) -> (Daemon, PathBuf) {
+    let base = scratch.random("base", SIZE, 1);
+    let daemon = Daemon::start(scratch);
+    daemon.ok(&format!("volume add v {} {options}", base.display()));
+    (daemon, base)
+}
+
 fn until_it_is(daemon: &Daemon, state: &str) {
     until(|| volume(daemon)["save_ahead"]["state"] == state);
 }
@@ -18,10 +29,8 @@ fn until_it_is(daemon: &Daemon, state: &str) {
 #[test]
 fn everything_is_saved_before_a_change_asks_for_it() {
     let scratch = Scratch::new();
-    let base = scratch.random("base", SIZE, 1);
+    let (daemon, base) = serving(&scratch, "--save-ahead 1G/s");
     let t0 = read(&base);
-    let daemon = Daemon::start(&scratch);
-    daemon.ok(&format!("volume add v {} --save-ahead 1G/s", base.display()));
     until_it_is(&daemon, "idle");
     assert_eq!(volume(&daemon)["save_ahead"]["saved"], 0, "there is no snapshot");
 
@@ -53,12 +62,10 @@ fn everything_is_saved_before_a_change_asks_for_it() {
 #[test]
 fn it_leaves_half_of_the_cache_to_the_changes_and_breaks_nothing() {
     let scratch = Scratch::new();
-    let base = scratch.random("base", SIZE, 2);
+    let (daemon, base) = serving(&scratch, "--cache-limit 4M --save-ahead 1G");
     let t0 = read(&base);
-    let daemon = Daemon::start(&scratch);
-    daemon.ok(&format!("volume add v {} --cache-limit 4M --save-ahead 1G", base.display()));
     daemon.ok("snapshot create s v");
-    until_it_is(&daemon, "waits-for-space");
+    until_it_is(&daemon, "waits_for_space");
     let used = volume(&daemon)["cache_used"].as_u64().expect("a number");
     assert!((2 * MIB..=3 * MIB).contains(&used), "{used}");
     assert!(daemon.ok("volume show v").contains("the cache is half full"));
@@ -74,10 +81,8 @@ fn it_leaves_half_of_the_cache_to_the_changes_and_breaks_nothing() {
 #[test]
 fn its_rate_is_a_limit() {
     let scratch = Scratch::new();
-    let base = scratch.random("base", SIZE, 3);
-    let daemon = Daemon::start(&scratch);
-    daemon.ok(&format!("volume add v {} --save-ahead 1M/s", base.display()));
-    let began = std::time::Instant::now();
+    let (daemon, base) = serving(&scratch, "--save-ahead 1M/s");
+    let began = Instant::now();
     daemon.ok("snapshot create s v");
     until(|| volume(&daemon)["save_ahead"]["saved"].as_u64() >= Some(MIB));
     let (took, saved) = (began.elapsed(), volume(&daemon)["save_ahead"]["saved"].as_u64().expect("a number"));

@@ -86,7 +86,7 @@ pub struct SaveAhead {
 
 /// What saving ahead is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum AheadState {
     /// No snapshot needs anything that is not saved, as far as it could be read.
     #[default]

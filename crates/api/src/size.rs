@@ -56,17 +56,26 @@ impl fmt::Display for Size {
 impl<'de> Deserialize<'de> for Size {
     /// A number of bytes or a text as above.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Number(u64),
-            Text(String),
-        }
-        match Either::deserialize(deserializer)? {
-            Either::Number(bytes) => Ok(Self(bytes)),
-            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
+        number_or_text(deserializer, |bytes| Ok(Self(bytes)))
     }
+}
+
+/// A number, made into what it is by `numbered`, or a text that is parsed.
+fn number_or_text<'de, D: Deserializer<'de>, T: FromStr<Err = E>, E: fmt::Display>(
+    deserializer: D,
+    numbered: impl FnOnce(u64) -> Result<T, E>,
+) -> Result<T, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(u64),
+        Text(String),
+    }
+    match Either::deserialize(deserializer)? {
+        Either::Number(number) => numbered(number),
+        Either::Text(text) => text.parse(),
+    }
+    .map_err(serde::de::Error::custom)
 }
 
 /// Bytes a second: `50M/s`, or `50M`.
@@ -90,10 +99,13 @@ impl FromStr for Rate {
 
     fn from_str(text: &str) -> Result<Self, RateError> {
         let size = text.strip_suffix("/s").unwrap_or(text).parse::<Size>();
-        match size.map_err(|_| RateError::Malformed(text.into()))? {
-            Size(0) => Err(RateError::Zero),
-            Size(bytes) => Ok(Self(bytes)),
-        }
+        Self::of(size.map_err(|_| RateError::Malformed(text.into()))?.0)
+    }
+}
+
+impl Rate {
+    fn of(bytes: u64) -> Result<Self, RateError> {
+        if bytes == 0 { Err(RateError::Zero) } else { Ok(Self(bytes)) }
     }
 }
 
@@ -107,17 +119,7 @@ impl fmt::Display for Rate {
 impl<'de> Deserialize<'de> for Rate {
     /// A number of bytes a second or a text as above.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Number(u64),
-            Text(String),
-        }
-        match Either::deserialize(deserializer)? {
-            Either::Number(0) => Err(serde::de::Error::custom(RateError::Zero)),
-            Either::Number(bytes) => Ok(Self(bytes)),
-            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
+        number_or_text(deserializer, Self::of)
     }
 }
 

@@ -18,7 +18,6 @@ use tzero_engine::{SnapshotInfo, SnapshotState};
 use tzero_io::{system, yield_now};
 use tzero_originals::Epoch;
 
-use crate::filling::Filling;
 use crate::platform::Engine;
 
 /// Bytes that are saved without a rest.
@@ -32,13 +31,13 @@ pub(crate) struct Ahead(Mutex<(AheadState, u64)>);
 
 impl Ahead {
     /// Saves ahead for as long as it is polled.
-    pub(crate) async fn save(&self, engine: &Engine, filling: &Filling, rate: Rate) {
+    pub(crate) async fn save(&self, engine: &Engine, rate: Rate) {
         let mut done = None;
         loop {
             let newest = newest(engine);
             if newest.is_none() || newest == done {
                 self.is(AheadState::Idle, if newest.is_none() { 0 } else { engine.size() });
-            } else if self.go_through(engine, filling, rate, newest).await {
+            } else if self.go_through(engine, rate, newest).await {
                 done = newest;
                 continue;
             }
@@ -47,14 +46,13 @@ impl Ahead {
     }
 
     /// Saves what the snapshots need up to the newest; `false` if there is another newest meanwhile.
-    async fn go_through(&self, engine: &Engine, filling: &Filling, rate: Rate, newest_then: Option<Epoch>) -> bool {
+    async fn go_through(&self, engine: &Engine, rate: Rate, newest_then: Option<Epoch>) -> bool {
         let mut looked = system::monotonic_ns();
         let mut at = 0;
         while let Some(piece) = ByteRange::new(0, engine.size()).intersection(ByteRange::new(at, PIECE)) {
-            let (begun, before) = (system::monotonic_ns(), engine.saved_ahead());
+            let (begun, before) = (system::monotonic_ns(), engine.saved_ahead().bytes());
             at = engine.save_ahead(piece).await;
-            let (took, saved) = (system::monotonic_ns() - begun, engine.saved_ahead() - before);
-            filling.count_ahead(saved);
+            let (took, saved) = (system::monotonic_ns() - begun, engine.saved_ahead().bytes() - before);
             if at < piece.end() {
                 self.is(AheadState::WaitsForSpace, at);
                 tzero_io::sleep(LOOK).await;
@@ -81,7 +79,7 @@ impl Ahead {
     /// As the control interface describes it.
     pub(crate) fn describe(&self, rate: Rate, engine: &Engine) -> SaveAhead {
         let (state, reached) = *self.0.lock().expect("nothing panics under this lock");
-        SaveAhead { rate: rate.0, saved: engine.saved_ahead(), reached, state }
+        SaveAhead { rate: rate.0, saved: engine.saved_ahead().bytes(), reached, state }
     }
 }
 

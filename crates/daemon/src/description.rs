@@ -20,7 +20,8 @@ impl Volume {
     pub(crate) fn forecast(&self) -> Result<control::Forecast, Refusal> {
         let serving = self.serving()?;
         let used = serving.engine.statistics().originals;
-        let Rates { saved, changed } = serving.filling.rates(system::monotonic_ns(), used.bytes);
+        let Rates { saved, changed } =
+            serving.filling.rates(system::monotonic_ns(), used.bytes, serving.engine.saved_ahead().stored());
         let is_live = |info: &SnapshotInfo| info.state == SnapshotState::Live;
         let (rate, basis) = match serving.engine.snapshots().iter().any(is_live) {
             true => (saved, Basis::Saved),

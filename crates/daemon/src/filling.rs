@@ -20,8 +20,6 @@ const LEAST: u64 = 500_000_000;
 pub(crate) struct Filling {
     /// Bytes of whole grains that the host has changed, ever.
     changed: AtomicU64,
-    /// Bytes of originals that no change asked for, ever: they foretell nothing.
-    ahead: AtomicU64,
     meters: Mutex<Meters>,
 }
 
@@ -31,6 +29,8 @@ struct Meters {
     changed: Meter,
     /// Bytes that were in use at the last look. What is there at the first did not just come.
     used: Option<u64>,
+    /// Bytes of them that no change had asked for, ever, at the last look: they foretell nothing.
+    ahead: u64,
     /// Bytes that came into use, ever.
     came: u64,
 }
@@ -50,38 +50,31 @@ impl Filling {
         self.changed.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// So many bytes of originals were saved ahead of any change.
-    pub(crate) fn count_ahead(&self, bytes: u64) {
-        self.ahead.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Looks: so many bytes are in use now. To be called every [`STEP`].
-    pub(crate) fn look(&self, now_ns: u64, used: u64) {
+    /// Looks: so many bytes are in use now, and so many were saved ahead of any change, ever. To be called every [`STEP`].
+    pub(crate) fn look(&self, now_ns: u64, used: u64, ahead: u64) {
         let changed = self.changed.load(Ordering::Relaxed);
         let mut meters = self.meters.lock().expect("nothing panics under this lock");
-        meters.came = meters.came_with(used);
-        meters.used = Some(used);
-        let came = self.asked_for(meters.came);
+        meters.came = meters.came_with(used, ahead);
+        (meters.used, meters.ahead) = (Some(used), ahead);
+        let came = meters.came;
         meters.saved.note(now_ns, came);
         meters.changed.note(now_ns, changed);
     }
 
     /// The rates up to now.
-    pub(crate) fn rates(&self, now_ns: u64, used: u64) -> Rates {
+    pub(crate) fn rates(&self, now_ns: u64, used: u64, ahead: u64) -> Rates {
         let changed = self.changed.load(Ordering::Relaxed);
         let meters = self.meters.lock().expect("nothing panics under this lock");
-        let came = self.asked_for(meters.came_with(used));
+        let came = meters.came_with(used, ahead);
         Rates { saved: meters.saved.per_second(now_ns, came), changed: meters.changed.per_second(now_ns, changed) }
-    }
-
-    fn asked_for(&self, came: u64) -> u64 {
-        came.saturating_sub(self.ahead.load(Ordering::Relaxed))
     }
 }
 
 impl Meters {
-    fn came_with(&self, used: u64) -> u64 {
-        self.came + used.saturating_sub(self.used.unwrap_or(used))
+    /// What is freed, or saved ahead, since the last look is taken off what came since then, and off nothing else.
+    fn came_with(&self, used: u64, ahead: u64) -> u64 {
+        let more = used.saturating_sub(self.used.unwrap_or(used));
+        self.came + more.saturating_sub(ahead.saturating_sub(self.ahead))
     }
 }
 
@@ -132,13 +125,13 @@ mod tests {
             let mut now = 0;
             for tick in 0..idle + 500 {
                 now += SECOND + (tick * 7919 % 100) * 1_000_000;
-                filling.look(now, used_at(now));
+                filling.look(now, used_at(now), 0);
                 let asked = now + 300_000_000;
                 if asked < (idle + 5) * SECOND || used_at(asked) + rate >= limit {
                     continue;
                 }
                 let room = limit - used_at(asked);
-                let forecast = full_in(room, filling.rates(asked, used_at(asked)).saved);
+                let forecast = full_in(room, filling.rates(asked, used_at(asked), 0).saved);
                 assert_near(forecast, room as f64 / rate as f64, asked);
             }
         }
@@ -150,13 +143,13 @@ mod tests {
         let mut used = 0;
         for second in 0..200 {
             used += if second < 100 { 1000 } else { 5000 };
-            filling.look(second * SECOND, used);
+            filling.look(second * SECOND, used, 0);
         }
-        assert_near(full_in(500_000, filling.rates(199 * SECOND, used).saved), 100.0, 199);
+        assert_near(full_in(500_000, filling.rates(199 * SECOND, used, 0).saved), 100.0, 199);
         for second in 200..265 {
-            filling.look(second * SECOND, used);
+            filling.look(second * SECOND, used, 0);
         }
-        assert_eq!(filling.rates(265 * SECOND, used), Rates::default(), "nothing came in for a minute");
+        assert_eq!(filling.rates(265 * SECOND, used, 0), Rates::default(), "nothing came in for a minute");
         assert_eq!(full_in(500_000, 0.0), None);
     }
 
@@ -164,9 +157,9 @@ mod tests {
     fn what_was_there_before_did_not_just_come() {
         let filling = Filling::default();
         for second in 0..10 {
-            filling.look(second * SECOND, 1 << 40);
+            filling.look(second * SECOND, 1 << 40, 0);
         }
-        assert_eq!(filling.rates(10 * SECOND, 1 << 40), Rates::default());
+        assert_eq!(filling.rates(10 * SECOND, 1 << 40, 0), Rates::default());
     }
 
     #[test]
@@ -175,9 +168,9 @@ mod tests {
         let mut used = 0;
         for second in 0..40 {
             used = if second == 20 { 0 } else { used + 1000 };
-            filling.look(second * SECOND, used);
+            filling.look(second * SECOND, used, 0);
         }
-        let rates = filling.rates(39 * SECOND, used);
+        let rates = filling.rates(39 * SECOND, used, 0);
         assert!((900.0..1100.0).contains(&rates.saved), "{rates:?}");
     }
 
@@ -185,9 +178,27 @@ mod tests {
     fn what_the_host_changes_is_known_without_a_snapshot() {
         let filling = Filling::default();
         for second in 0..10 {
-            filling.look(second * SECOND, 0);
+            filling.look(second * SECOND, 0, 0);
             filling.count(8192);
         }
-        assert_eq!(filling.rates(10 * SECOND, 0), Rates { saved: 0.0, changed: 8192.0 });
+        assert_eq!(filling.rates(10 * SECOND, 0, 0), Rates { saved: 0.0, changed: 8192.0 });
+    }
+
+    #[test]
+    fn what_is_saved_ahead_foretells_nothing_and_hides_nothing() {
+        let filling = Filling::default();
+        let (mut used, mut ahead) = (0, 0);
+        for second in 0..20 {
+            filling.look(second * SECOND, used, ahead);
+            // As much is freed as is saved ahead: what is in use stays the same.
+            ahead += 1 << 20;
+        }
+        assert_eq!(filling.rates(20 * SECOND, used, ahead).saved, 0.0);
+        for second in 20..40 {
+            filling.look(second * SECOND, used, ahead);
+            (used, ahead) = (used + 1000 + 4096, ahead + 4096);
+        }
+        let saved = filling.rates(40 * SECOND, used, ahead).saved;
+        assert!((900.0..=1000.0).contains(&saved), "{saved}");
     }
 }

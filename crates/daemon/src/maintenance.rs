@@ -41,7 +41,7 @@ impl Maintenance {
             let mut giving = pin!(give_back(&engine));
             let mut looking = pin!(look(&engine, &filling));
             let mut confirming = pin!(confirm(&engine));
-            let mut saving = pin!(save_ahead(&engine, &filling, ahead));
+            let mut saving = pin!(save_ahead(&engine, ahead));
             let mut end = pin!(stopped.recv());
             poll_fn(|cx| {
                 // None ends by itself.
@@ -75,9 +75,9 @@ async fn confirm(engine: &Engine) {
     pending().await
 }
 
-async fn save_ahead(engine: &Engine, filling: &Filling, wanted: Option<(Rate, Arc<Ahead>)>) {
+async fn save_ahead(engine: &Engine, wanted: Option<(Rate, Arc<Ahead>)>) {
     match wanted {
-        Some((rate, ahead)) => ahead.save(engine, filling, rate).await,
+        Some((rate, ahead)) => ahead.save(engine, rate).await,
         None => pending().await,
     }
 }
@@ -96,7 +96,7 @@ async fn give_back(engine: &Engine) {
 
 async fn look(engine: &Engine, filling: &Filling) {
     loop {
-        filling.look(system::monotonic_ns(), engine.pressure().used);
+        filling.look(system::monotonic_ns(), engine.pressure().used, engine.saved_ahead().stored());
         tzero_io::sleep(STEP).await;
     }
 }

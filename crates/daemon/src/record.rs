@@ -1,7 +1,7 @@
 //! What is remembered of a volume: `volumes/NAME/volume.json`.
 //!
-//! Version 4. Version 3, in which nothing is saved ahead, version 2, in which also no base is on its way to another size, and version 1, whose volumes have one base, are read, and are written
-//! as 4 when the volume is opened.
+//! Version 4. Read, and written as 4 when the volume is opened, are version 3, in which nothing is saved ahead, version 2, in which also no base
+//! is on its way to another size, and version 1, whose volumes have one base.
 //!
 //! Written beside, made durable and renamed, so that it is there in full, old or new. A directory whose name holds a `~` (which no
 //! volume's name does) is one that was being removed; it is swept at start.
@@ -445,6 +445,15 @@ mod tests {
         assert_eq!(fs::read_dir(fast).unwrap().count(), 0);
     }
 
+    /// A volume's directory as an earlier version has left it.
+    fn left(text: &str) -> (tempfile::TempDir, VolumeDirectory) {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = VolumeDirectory::new(&StatePaths::new(scratch.path()), &"v".parse().unwrap());
+        directory.create(&record("v", None)).unwrap();
+        fs::write(directory.path.join(FILE), text).unwrap();
+        (scratch, directory)
+    }
+
     #[test]
     fn a_record_of_version_one_is_read_and_becomes_one_of_today() {
         const ONE: &str = r#"{
@@ -462,11 +471,7 @@ mod tests {
   "cache": { "device": 5, "inode": 7, "born_ns": 9 }
 }
 "#;
-        let scratch = tempfile::tempdir().unwrap();
-        let state = StatePaths::new(scratch.path());
-        let directory = VolumeDirectory::new(&state, &"v".parse().unwrap());
-        directory.create(&record("v", None)).unwrap();
-        fs::write(directory.path.join(FILE), ONE).unwrap();
+        let (_scratch, directory) = left(ONE);
         let read = directory.read().unwrap();
         assert!(read.is_old() && !read.is_new());
         assert_eq!(read.places(), ["/dev/vg0/database".into()]);
@@ -503,11 +508,7 @@ mod tests {
   "cache": { "device": 5, "inode": 8 }
 }
 "#;
-        let scratch = tempfile::tempdir().unwrap();
-        let state = StatePaths::new(scratch.path());
-        let directory = VolumeDirectory::new(&state, &"v".parse().unwrap());
-        directory.create(&record("v", None)).unwrap();
-        fs::write(directory.path.join(FILE), TWO).unwrap();
+        let (_scratch, directory) = left(TWO);
         let mut read = directory.read().unwrap();
         assert!(read.is_old() && !read.is_new());
         assert_eq!((read.size(), read.bases[1].becoming), (8704, None));
@@ -543,11 +544,7 @@ mod tests {
   "cache": { "device": 5, "inode": 8 }
 }
 "#;
-        let scratch = tempfile::tempdir().unwrap();
-        let state = StatePaths::new(scratch.path());
-        let directory = VolumeDirectory::new(&state, &"v".parse().unwrap());
-        directory.create(&record("v", None)).unwrap();
-        fs::write(directory.path.join(FILE), THREE).unwrap();
+        let (_scratch, directory) = left(THREE);
         let read = directory.read().unwrap();
         assert!(read.is_old() && read.save_ahead.is_none());
         assert_eq!((read.durability, read.bases[0].becoming), (Durability::Power, Some(16384)));

@@ -71,22 +71,21 @@ impl<P: Platform> HostSession<P> {
         }
         let ticket = self.admit(range).await;
         volume.platform.point(Point::Admitted).await;
-        self.save(range, &ticket, spare_holes).await?;
+        if volume.pending.any(volume.grains().touched(range)) {
+            volume.slow_down().await;
+            self.save(range, ticket.tag(), spare_holes).await?;
+        }
+        volume.platform.point(Point::BaseWrite).await;
         Ok(ticket)
     }
 
-    /// Saves what a change would destroy in `range`, which is all of it or an increment; the base write comes next.
+    /// Saves what a change would destroy in `range`, which is all of it or an increment.
     ///
     /// # Errors
     /// No space, where a snapshot was made to fail writes: nothing of this range may then reach the base.
-    async fn save(&self, range: ByteRange, ticket: &Ticket<'_>, spare_holes: bool) -> Result<(), ExportError> {
-        let volume = &self.volume;
-        if volume.pending.any(volume.grains().touched(range)) {
-            let spared = if spare_holes { volume.holes(range, ticket.tag()).await } else { Vec::new() };
-            volume.save(range, ticket.tag(), &spared).await.map_err(|MustFail| ExportError::NoSpace)?;
-        }
-        volume.platform.point(Point::BaseWrite).await;
-        Ok(())
+    async fn save(&self, range: ByteRange, tag: Epoch, spare_holes: bool) -> Result<(), ExportError> {
+        let spared = if spare_holes { self.volume.holes(range, tag).await } else { Vec::new() };
+        self.volume.save(range, tag, &spared).await.map_err(|MustFail| ExportError::NoSpace)
     }
 
     /// Does a large change increment by increment.
@@ -99,11 +98,16 @@ impl<P: Platform> HostSession<P> {
         let volume = &self.volume;
         let ticket = self.admit(range).await;
         volume.platform.point(Point::Admitted).await;
+        // The change is slowed down once, however long it is.
+        volume.slow_down().await;
         volume
             .in_increments(range, &ticket, async |piece| {
                 let anew = volume.platform.planted(Planted::IncrementAdmittedAnew);
                 let other = if anew { Some(self.admit(piece).await) } else { None };
-                self.save(piece, other.as_ref().unwrap_or(&ticket), spare_holes).await?;
+                if volume.pending.any(volume.grains().touched(piece)) {
+                    self.save(piece, other.as_ref().unwrap_or(&ticket).tag(), spare_holes).await?;
+                }
+                volume.platform.point(Point::BaseWrite).await;
                 let result = change(piece).await.map_err(host_error);
                 volume.platform.point(Point::BaseWritten).await;
                 result

@@ -28,7 +28,10 @@ const LANES: usize = 2;
 impl<P: Platform> Volume<P> {
     /// Whether a change goes in increments: it is longer than one, and may have something to wait for.
     pub(crate) fn goes_in_increments(&self, range: ByteRange) -> bool {
-        range.len() > self.increment() && self.pending.any(self.grains().touched(range))
+        // The first look costs a change that is settled nothing.
+        range.len() > self.platform.increment()
+            && range.len() > self.increment()
+            && self.pending.any(self.grains().touched(range))
     }
 
     /// Has `change` done for each increment of a change that has this ticket. The first failure ends it.

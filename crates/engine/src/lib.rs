@@ -33,6 +33,7 @@ pub use pending::NoMemory;
 pub use platform::Platform;
 pub use points::{Event, Planted, Point};
 pub use recovery::{MAP_NAME, TABLE_NAME};
+pub use save::SavedAhead;
 pub use snapshots::{SnapshotInfo, SnapshotState};
 pub use tzero_originals::{FirstTier, OnFull};
 pub use view::View;

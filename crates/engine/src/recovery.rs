@@ -28,6 +28,7 @@ use crate::platform::Platform;
 use crate::points::{Planted, Point};
 use crate::rebuild::{self, Found};
 use crate::reuse::Delivered;
+use crate::save::SavedAhead;
 use crate::scope;
 use crate::snapshots::{Snapshot, Snapshots};
 use crate::volume::{
@@ -166,7 +167,7 @@ impl<P: Platform> Volume<P> {
             commits: Commits::default(),
             confirming: Confirming::new(in_doubt),
             uncleared: Mutex::default(),
-            saved_ahead: AtomicU64::new(0),
+            ahead: SavedAhead::default(),
             broke: Notify::default(),
             delivered: Delivered::default(),
             cache_hangs_until: AtomicU64::new(0),

@@ -15,9 +15,9 @@
 //!    `durability = power` the record is durable by then.
 //! 4. A bit is cleared under the volume's lock, by a look at the snapshots under the same hold.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tzero_block::{BlockDevice, ByteRange};
 use tzero_io::{Buffer, is_zero, yield_now};
@@ -48,6 +48,30 @@ enum Cause {
     Ahead,
 }
 
+/// What was saved ahead of any change.
+#[derive(Debug, Default)]
+pub struct SavedAhead {
+    bytes: AtomicU64,
+    stored: AtomicU64,
+}
+
+impl SavedAhead {
+    /// Bytes of originals.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the cache that they took: zeroes take none.
+    pub fn stored(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, bytes: u64, stored: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.stored.fetch_add(stored, Ordering::Relaxed);
+    }
+}
+
 enum Collected {
     /// These grains are claimed, if any; the rest starts at `rest`.
     Claimed { grains: Vec<GrainIndex>, rest: u64 },
@@ -61,7 +85,6 @@ impl<P: Platform> Volume<P> {
     /// # Errors
     /// Where a snapshot was made to fail writes rather than break, and there is no room.
     pub(crate) async fn save(&self, range: ByteRange, tag: Epoch, spared: &[Range<u64>]) -> Result<(), MustFail> {
-        self.slow_down().await;
         self.save_for(Cause::Change, range, tag, spared).await
     }
 
@@ -86,9 +109,9 @@ impl<P: Platform> Volume<P> {
         range.end()
     }
 
-    /// Bytes that were saved ahead of any change since the volume was opened.
-    pub fn saved_ahead(&self) -> u64 {
-        self.saved_ahead.load(Ordering::Relaxed)
+    /// What was saved ahead of any change since the volume was opened.
+    pub fn saved_ahead(&self) -> &SavedAhead {
+        &self.ahead
     }
 
     async fn save_for(
@@ -208,20 +231,25 @@ impl<P: Platform> Volume<P> {
             let _claims = self.lock();
             grains.iter().for_each(|grain| self.pending.clear(grain.0));
         }
-        for run in grains.chunk_by(|before, after| before.0 + 1 == after.0) {
+        let mut runs: VecDeque<&[GrainIndex]> = grains.chunk_by(|before, after| before.0 + 1 == after.0).collect();
+        while let Some(run) = runs.pop_front() {
             let originals = self.read_originals(cut, run).await;
             self.platform.point(Point::OriginalRead).await;
             if cause == Cause::Ahead && !originals.bad.is_empty() {
-                // The change that needs them tries again.
+                // The change that needs such a one tries again. Its neighbours are saved each by itself.
+                runs.extend(run.chunks(1).filter(|_| run.len() > 1));
                 continue;
             }
             let mut patience = Patience::default();
             loop {
-                let Err(reason) = self.keep(cut, run, tag, &originals).await else {
-                    if cause == Cause::Ahead {
-                        self.saved_ahead.fetch_add(run_range(cut, run).len(), Ordering::Relaxed);
+                let reason = match self.keep(cut, run, tag, &originals).await {
+                    Err(reason) => reason,
+                    Ok(slots) => {
+                        if cause == Cause::Ahead {
+                            self.ahead.count(run_range(cut, run).len(), slots * cut.grain());
+                        }
+                        break;
                     }
-                    break;
                 };
                 let room = match reason {
                     _ if cause == Cause::Ahead && !self.platform.planted(Planted::AheadBreaks) => break,
@@ -276,14 +304,14 @@ impl<P: Platform> Volume<P> {
         originals
     }
 
-    /// Stores the payloads, publishes the entries, indexes them.
+    /// Stores the payloads, publishes the entries, indexes them. Gives the slots that they take.
     async fn keep(
         &self,
         cut: Grains,
         run: &[GrainIndex],
         tag: Epoch,
         originals: &Originals,
-    ) -> Result<(), BrokenReason> {
+    ) -> Result<u64, BrokenReason> {
         if self.durability == Durability::Power && self.originals.recording().is_none() {
             // The cache cannot be used: nothing can be kept before the next start.
             return Err(BrokenReason::SaveFailed);
@@ -335,7 +363,7 @@ impl<P: Platform> Volume<P> {
             let _ = self.store(&writes, &originals.bytes).await;
         }
         self.platform.point(Point::Indexed).await;
-        Ok(())
+        Ok(stored.len() as u64)
     }
 
     /// What survives the process: payloads written, then entries published.

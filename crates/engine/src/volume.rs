@@ -36,6 +36,7 @@ use crate::ladder::Movers;
 use crate::pending::Pending;
 use crate::platform::Platform;
 use crate::reuse::Delivered;
+use crate::save::SavedAhead;
 use crate::snapshots::{Snapshot, SnapshotInfo, Snapshots};
 
 pub(crate) type StateOf<P> = <<P as Platform>::Storage as Storage>::Mapping;
@@ -225,7 +226,7 @@ pub struct Volume<P: Platform> {
     /// See [`Self::uncleared`].
     pub(crate) uncleared: Mutex<BTreeSet<u32>>,
     /// See [`Self::saved_ahead`].
-    pub(crate) saved_ahead: AtomicU64,
+    pub(crate) ahead: SavedAhead,
     /// A snapshot has broken.
     pub(crate) broke: Notify,
     /// Until then, in monotonic nanoseconds, saves fail at once because the cache hangs.
@@ -428,21 +429,19 @@ impl<P: Platform> Volume<P> {
         }
     }
 
-    /// Makes the marks durable, one way or the other, again and again for as long as a host change may wait. `false`: both the state's place and
-    /// the cache have refused all that time.
+    /// Makes the marks durable, one way or the other, again and again for twice as long as a save may take: each of the two may hang for as long.
+    /// `false`: both the state's place and the cache have refused all that time.
     async fn marks_durable(&self, marked: &[Arc<Snapshot>]) -> bool {
         if self.platform.planted(crate::Planted::MarkNotDurable) {
             return true;
         }
         let limit = self.platform.longest_save();
-        let until = self.platform.monotonic_ns() + limit;
-        while !self.try_marks_durable(marked).await {
-            if self.platform.monotonic_ns() >= until {
-                return false;
+        let tries = async {
+            while !self.try_marks_durable(marked).await {
+                self.platform.sleep(limit / MARK_TRIES).await;
             }
-            self.platform.sleep(limit / MARK_TRIES).await;
-        }
-        true
+        };
+        within(tries, self.platform.sleep(2 * limit)).await.is_some()
     }
 
     /// Makes the marks durable: in the table, or that they are not there; where that fails or takes too long, by a word in the cache that no

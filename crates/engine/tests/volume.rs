@@ -455,6 +455,36 @@ fn increments_of_a_large_change_land_each_for_itself_and_t0_does_not_split_it() 
 }
 
 #[test]
+fn what_is_saved_ahead_is_good_and_costs_the_changes_nothing() {
+    run(async || {
+        let (fixture, grain) = (Fixture::new(80), u64::from(GRAIN));
+        let volume = fixture.open().await;
+        // Zeroes take no space.
+        write(&volume, 0, &[0; GRAIN as usize]).await;
+        let t0 = fixture.bytes();
+        volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap();
+        // A grain that cannot be read at the moment is left to the change that needs it; its neighbours are saved.
+        fixture.base.inject(Action::Read, ByteRange::new(grain, grain), Injected::Fail(5), 0, u64::MAX);
+        assert_eq!(volume.save_ahead(ByteRange::new(0, 3 * grain)).await, 3 * grain);
+        let saved = volume.saved_ahead();
+        assert_eq!((saved.bytes(), saved.stored()), (2 * grain, grain));
+        fixture.base.heal();
+        assert_eq!(volume.save_ahead(ByteRange::new(0, SIZE)).await, SIZE);
+        assert_eq!((saved.bytes(), saved.stored()), (SIZE, 20 * grain));
+        let entries = volume.statistics().originals.entries;
+        write(&volume, 0, &vec![7; SIZE as usize]).await;
+        assert_eq!(volume.statistics().originals.entries, entries, "nothing was left to save");
+        assert!(view(&volume, "a").await.unwrap() == t0);
+        // Past the half of the cache nothing is saved ahead.
+        volume.create_snapshot("b", SnapshotKind::KEPT).await.unwrap();
+        assert_eq!(volume.save_ahead(ByteRange::new(0, SIZE)).await, SIZE, "it was not half full");
+        volume.create_snapshot("c", SnapshotKind::KEPT).await.unwrap();
+        assert_eq!(volume.save_ahead(ByteRange::new(0, SIZE)).await, 0, "it is");
+        assert_eq!(volume.statistics().originals.entries, 2 * entries);
+    });
+}
+
+#[test]
 fn what_was_delivered_gives_its_slots_when_they_are_wanted_and_not_before() {
     run(async || {
         let fixture = Fixture::new(3);

@@ -52,6 +52,9 @@ struct Arguments {
     /// Only schedules that have much of something (a name, or "list")
     #[arg(long)]
     theme: Option<String>,
+    /// Runs each schedule twice: both must go the same way
+    #[arg(long)]
+    twice: bool,
     /// Goes on after a failure, up to so many
     #[arg(long, default_value_t = 1)]
     failures: usize,
@@ -81,7 +84,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let planted = arguments.planted.as_deref().map(|name| named(Planted::ALL, name, "fault to plant")).transpose()?;
     let theme = arguments.theme.as_deref().map(|name| named(Theme::ALL, name, "theme")).transpose()?;
     let kind = Kind::of(planted);
-    let kind = Kind { power: arguments.power || kind.power, theme: theme.or(kind.theme), ..kind };
+    let kind =
+        Kind { power: arguments.power || kind.power, theme: theme.or(kind.theme), twice: arguments.twice, ..kind };
     if let Some(seed) = arguments.replay {
         return replay(&mut out, &kind.plan(seed), planted, arguments);
     }

@@ -60,12 +60,14 @@ pub struct Kind {
     pub power: bool,
     /// What all of them have much of.
     pub theme: Option<Theme>,
+    /// Each is run twice, whether it fails or not, and must go the same way.
+    pub twice: bool,
 }
 
 impl Kind {
     /// Those that can show a fault.
     pub fn of(planted: Option<Planted>) -> Self {
-        Self { planted, power: planted.is_some_and(shows_with_power), theme: planted.and_then(Theme::of) }
+        Self { planted, power: planted.is_some_and(shows_with_power), theme: planted.and_then(Theme::of), twice: false }
     }
 
     /// The plan of a seed.
@@ -170,12 +172,15 @@ pub fn run_many(
             }
             let schedule = seed_of(seed, number);
             let mut verdict = kind.run(schedule);
-            if let Some(failure) = &mut verdict.failure {
+            if kind.twice || verdict.failure.is_some() {
                 // Whatever a schedule does follows from its seed, or the simulator is at fault.
                 let again = kind.run(schedule);
-                if (again.trace, again.failure.as_ref()) != (verdict.trace, Some(&*failure)) {
+                if (again.trace, &again.failure) != (verdict.trace, &verdict.failure) {
                     let (once, then) = (verdict.trace, again.trace);
-                    failure.push_str(&format!("; NOT REPEATABLE: trace {once:016x}, then {then:016x}"));
+                    verdict.failure = Some(format!(
+                        "NOT REPEATABLE: trace {once:016x}, {:?}, then {then:016x}, {:?}",
+                        verdict.failure, again.failure
+                    ));
                 }
             }
             let mut total = total.lock().expect("no schedule panics while it is counted");
