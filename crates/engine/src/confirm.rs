@@ -9,12 +9,14 @@
 //! ```
 //!
 //! # Invariants
-//! 1. A host's flush waits for nothing here.
+//! 1. A host's flush waits for nothing here but a flush of our own that is on its way.
 //! 2. Once a flush of the base has failed nobody knows what is on it: what is not confirmed then never is in this boot, and no stop of it is
 //!    clean, whatever flushes succeed later.
+//! 3. A flush of our own takes no failure from a host: the kernel, and a server, say once that something was lost, and to whoever asks first.
+//!    Each session's next flush fails for it, and a FUA write that was on its way meanwhile.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tzero_block::{BlockDevice, ByteRange, Error};
 use tzero_io::Notify;
@@ -36,6 +38,34 @@ pub(crate) struct Confirming {
     in_doubt: AtomicBool,
     /// There is something to confirm.
     news: Notify,
+    /// A flush of our own is on its way.
+    flushing: AtomicBool,
+    /// It is over.
+    over: Notify,
+    /// How many flushes of our own have failed,
+    failures: AtomicU64,
+    /// and how many of them some session was told of.
+    told: AtomicU64,
+}
+
+/// Which failed flushes of our own a host's session was told of.
+pub(crate) struct Told(AtomicU64);
+
+/// A flush of our own is on its way, until this is dropped.
+struct Flushing<'a>(&'a Confirming);
+
+impl<'a> Flushing<'a> {
+    fn begin(confirming: &'a Confirming) -> Self {
+        confirming.flushing.store(true, Ordering::SeqCst);
+        Self(confirming)
+    }
+}
+
+impl Drop for Flushing<'_> {
+    fn drop(&mut self) {
+        self.0.flushing.store(false, Ordering::SeqCst);
+        self.0.over.notify_all();
+    }
 }
 
 impl Confirming {
@@ -45,7 +75,28 @@ impl Confirming {
     }
 
     pub(crate) fn new(in_doubt: bool) -> Self {
-        Self { wanted: AtomicBool::new(true), in_doubt: AtomicBool::new(in_doubt), news: Notify::default() }
+        Self { wanted: AtomicBool::new(true), in_doubt: AtomicBool::new(in_doubt), ..Self::default() }
+    }
+
+    /// Of a new session. What nobody was told of yet it will be: it may be the one that had sent what was lost, connected anew.
+    pub(crate) fn session(&self) -> Told {
+        Told(AtomicU64::new(self.told.load(Ordering::SeqCst)))
+    }
+
+    /// How many flushes of our own have failed, once one that is on its way is over.
+    pub(crate) async fn failures(&self) -> u64 {
+        loop {
+            let over = self.over.listen();
+            if !self.flushing.load(Ordering::SeqCst) {
+                return self.failures.load(Ordering::SeqCst);
+            }
+            over.await;
+        }
+    }
+
+    /// How many have failed so far.
+    pub(crate) fn failures_now(&self) -> u64 {
+        self.failures.load(Ordering::SeqCst)
     }
 }
 
@@ -66,6 +117,17 @@ impl<P: Platform> Volume<P> {
         let result = self.base.flush().await;
         self.base_flushed(&covered, &result);
         result
+    }
+
+    /// Whether a session that was `told` of some failures of our own flushes has to be told of more. It is told by that.
+    pub(crate) async fn owes_failure(&self, told: &Told) -> bool {
+        let failures = self.confirming.failures().await;
+        if told.0.fetch_max(failures, Ordering::SeqCst) >= failures || self.platform.planted(Planted::FailureKept) {
+            return false;
+        }
+        self.confirming.told.fetch_max(failures, Ordering::SeqCst);
+        self.platform.observe(Event::FailureTold);
+        true
     }
 
     /// Snapshots that a flush which begins now makes certain.
@@ -138,8 +200,14 @@ impl<P: Platform> Volume<P> {
         self.platform.point(Point::ConfirmLanded).await;
         let covered = self.landed_snapshots();
         if !covered.is_empty() {
+            let flushing = Flushing::begin(&self.confirming);
             let result = self.base.flush().await;
+            if result.is_err() {
+                self.confirming.failures.fetch_add(1, Ordering::SeqCst);
+                self.platform.observe(Event::OwnFlushFailed);
+            }
             self.base_flushed(&covered, &result);
+            drop(flushing);
         }
     }
 

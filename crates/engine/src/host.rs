@@ -16,6 +16,7 @@ use tzero_io::{Buffer, yield_now};
 use tzero_originals::{Epoch, GrainIndex};
 
 use crate::admission::{Lane, Ticket};
+use crate::confirm::Told;
 use crate::platform::Platform;
 use crate::points::{Event, Planted, Point};
 use crate::save::{MOST_LOOKED_AT, MustFail};
@@ -29,6 +30,7 @@ pub struct HostSession<P: Platform> {
     volume: Arc<Volume<P>>,
     lane: Arc<Lane>,
     info: ExportInfo,
+    told: Told,
 }
 
 impl<P: Platform> HostSession<P> {
@@ -43,7 +45,7 @@ impl<P: Platform> HostSession<P> {
             minimum_block: volume.base.geometry().alignment.min(512),
             preferred_block: PREFERRED,
         };
-        Self { lane: volume.admission.lane(), volume, info }
+        Self { lane: volume.admission.lane(), told: volume.confirming.session(), volume, info }
     }
 
     async fn admit(&self, range: ByteRange) -> Ticket<'_> {
@@ -88,12 +90,23 @@ impl<P: Platform> HostSession<P> {
         self.volume.save(range, tag, &spared).await.map_err(|MustFail| ExportError::NoSpace)
     }
 
+    /// What the host is told of a change of the base, before which so many flushes of our own had failed. One that was to be durable at once and
+    /// is not leaves doubt; one that was may have lost its bytes to a flush of our own.
+    async fn told_of(&self, result: Result<(), Error>, fua: bool, before: u64) -> Result<(), ExportError> {
+        match &result {
+            Err(error) if fua => self.volume.doubt(error),
+            Ok(()) if fua && self.volume.confirming.failures().await > before => return Err(ExportError::Io),
+            _ => {}
+        }
+        result.map_err(host_error)
+    }
+
     /// Does a large change increment by increment.
     async fn change_in_increments(
         &self,
         range: ByteRange,
         spare_holes: bool,
-        change: impl AsyncFn(ByteRange) -> Result<(), Error>,
+        change: impl AsyncFn(ByteRange) -> Result<(), ExportError>,
     ) -> Result<(), ExportError> {
         let volume = &self.volume;
         let ticket = self.admit(range).await;
@@ -108,7 +121,7 @@ impl<P: Platform> HostSession<P> {
                     self.save(piece, other.as_ref().unwrap_or(&ticket).tag(), spare_holes).await?;
                 }
                 volume.platform.point(Point::BaseWrite).await;
-                let result = change(piece).await.map_err(host_error);
+                let result = change(piece).await;
                 volume.platform.point(Point::BaseWritten).await;
                 result
             })
@@ -132,26 +145,22 @@ impl<P: Platform> Export for HostSession<P> {
             let write = async |piece: ByteRange| {
                 let at = (piece.start() - offset) as usize;
                 let bytes = Buffer::copy_of(&buffer[at..at + piece.len() as usize]);
-                self.volume.base.write(piece.start(), bytes, false).await.1
+                let before = self.volume.confirming.failures_now();
+                let result = self.volume.base.write(piece.start(), bytes, fua).await.1;
+                self.told_of(result, fua, before).await
             };
-            let written = self.change_in_increments(range, false, write).await;
-            // One flush costs less than one of each increment.
-            let result = if fua && written.is_ok() { self.flush().await } else { written };
+            let result = self.change_in_increments(range, false, write).await;
             return (buffer, result);
         }
         let ticket = match self.prepare(range, false).await {
             Ok(ticket) => ticket,
             Err(error) => return (buffer, Err(error)),
         };
+        let before = self.volume.confirming.failures_now();
         let (buffer, result) = self.volume.base.write(offset, buffer, fua).await;
-        if let Err(error) = result.as_ref()
-            && fua
-        {
-            self.volume.doubt(error);
-        }
         self.volume.platform.point(Point::BaseWritten).await;
         drop(ticket);
-        (buffer, result.map_err(host_error))
+        (buffer, self.told_of(result, fua, before).await)
     }
 
     async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), ExportError> {
@@ -160,24 +169,23 @@ impl<P: Platform> Export for HostSession<P> {
             && !zeroes.fast
             && !self.volume.platform.planted(Planted::ZeroesNotSaved)
         {
-            let zero = async |piece| self.volume.base.write_zeroes(piece, Zeroes { fua: false, ..zeroes }).await;
-            self.change_in_increments(range, true, zero).await?;
-            return if zeroes.fua { self.flush().await } else { Ok(()) };
+            let zero = async |piece| {
+                let before = self.volume.confirming.failures_now();
+                let result = self.volume.base.write_zeroes(piece, zeroes).await;
+                self.told_of(result, zeroes.fua, before).await
+            };
+            return self.change_in_increments(range, true, zero).await;
         }
         let ticket = if self.volume.platform.planted(Planted::ZeroesNotSaved) {
             self.admit(range).await
         } else {
             self.prepare(range, true).await?
         };
+        let before = self.volume.confirming.failures_now();
         let result = self.volume.base.write_zeroes(range, zeroes).await;
-        if let Err(error) = result.as_ref()
-            && zeroes.fua
-        {
-            self.volume.doubt(error);
-        }
         self.volume.platform.point(Point::BaseWritten).await;
         drop(ticket);
-        result.map_err(host_error)
+        self.told_of(result, zeroes.fua, before).await
     }
 
     async fn trim(&self, range: ByteRange, fua: bool) -> Result<(), ExportError> {
@@ -193,7 +201,9 @@ impl<P: Platform> Export for HostSession<P> {
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
-        self.volume.flush_base().await.map_err(host_error)
+        let result = self.volume.flush_base().await;
+        let owed = self.volume.owes_failure(&self.told).await;
+        result.map_err(host_error).and(if owed { Err(ExportError::Io) } else { Ok(()) })
     }
 
     async fn prefetch(&self, range: ByteRange) -> Result<(), ExportError> {

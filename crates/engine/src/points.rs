@@ -213,6 +213,8 @@ planted! {
     IncrementAdmittedAnew,
     /// An increment counts as landed before its base write.
     LandedTooEarly,
+    /// No host is told that a flush of our own has failed.
+    FailureKept,
 }
 
 /// What has just happened, for whoever watches.
@@ -223,6 +225,10 @@ pub enum Event {
         /// Its tag.
         tag: Epoch,
     },
+    /// A flush of the base that no host asked for has failed.
+    OwnFlushFailed,
+    /// A host is told that one had failed.
+    FailureTold,
     /// An increment of a large change has landed, and others have not.
     IncrementLanded {
         /// The change's tag.

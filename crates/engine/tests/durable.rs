@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Waker};
 
-use tzero_block::{ByteRange, Export, MemoryDevice};
+use tzero_block::{Action, ByteRange, Export, ExportError, Faulty, Injected, MemoryDevice};
 use tzero_engine::{CacheOptions, Durability, Platform, SnapshotError, SnapshotKind, Volume, VolumeOptions};
 use tzero_io::{Backend, Buffer, Directory, MappedFile, Mapping, Runtime, Storage};
 use tzero_originals::{Components, MapShape};
@@ -78,7 +78,7 @@ impl Storage for Stuck {
 struct Test(AtomicU64);
 
 impl Platform for Test {
-    type Base = MemoryDevice;
+    type Base = Faulty<MemoryDevice>;
     type Cache = MemoryDevice;
     type Storage = Stuck;
 
@@ -111,7 +111,7 @@ async fn open(
         cache: CacheOptions::default(),
     };
     let storage = Stuck { directory: Directory::new(directory.path()), hangs: hangs.clone() };
-    let base = MemoryDevice::from_bytes(vec![7; SIZE as usize]);
+    let base = Faulty::new(MemoryDevice::from_bytes(vec![7; SIZE as usize]));
     Volume::open(Test(AtomicU64::new(1)), base, MemoryDevice::new(1 << 20), storage, options).await.unwrap().0
 }
 
@@ -158,5 +158,29 @@ fn where_it_is_to_outlive_a_loss_of_power_it_waits() {
         let volume = open(&directory, &hangs, 1, Durability::Power).await;
         hangs.store(true, Ordering::Relaxed);
         assert!(take(&volume, "private", SnapshotKind::PRIVATE).await.is_none());
+    });
+}
+
+#[test]
+fn a_flush_of_our_own_that_fails_is_told_to_every_session_once() {
+    Runtime::new(Backend::Auto).unwrap().block_on(async {
+        let (directory, hangs) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
+        let volume = open(&directory, &hangs, 1, Durability::Power).await;
+        let (one, other) = (volume.session(), volume.session());
+        assert_eq!(one.flush().await, Ok(()));
+        volume.base().inject(Action::Flush, ByteRange::new(0, u64::MAX), Injected::Fail(5), 0, 1);
+        volume.create_snapshot("s", SnapshotKind::KEPT).await.unwrap();
+        // The next flush is the one that is to make the snapshot safe: it takes the failure, of which the kernel says no second time.
+        {
+            let mut confirming = pin!(volume.confirm());
+            assert!(confirming.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        let late = volume.session();
+        for session in [&one, &other, &late] {
+            assert_eq!(session.flush().await, Err(ExportError::Io), "the host hears of it all the same");
+            assert_eq!(session.flush().await, Ok(()), "once");
+        }
+        assert_eq!(volume.session().flush().await, Ok(()), "somebody was told");
+        assert!(!volume.snapshot("s").unwrap().confirmed);
     });
 }

@@ -27,6 +27,9 @@ pub struct Client {
     /// For people.
     pub name: String,
     session: RefCell<Option<(Process, Rc<HostSession<SimPlatform>>)>>,
+    /// How many failed flushes of the daemon's own the session has been told of, and how many of its flushes are in flight.
+    told: Cell<u64>,
+    flushing: Cell<usize>,
     in_flight: Cell<usize>,
     news: Notify,
 }
@@ -37,6 +40,8 @@ pub fn start(scene: &Rc<Scene>, number: usize, actor: &Actor) {
         scene: Rc::clone(scene),
         name: format!("{} {number}", actor.name),
         session: RefCell::default(),
+        told: Cell::new(0),
+        flushing: Cell::new(0),
         in_flight: Cell::new(0),
         news: Notify::default(),
     });
@@ -117,6 +122,7 @@ impl Client {
             _ => {
                 let fresh = Rc::new(daemon.volume.session());
                 *session = Some((daemon.process, Rc::clone(&fresh)));
+                self.told.set(self.scene.races.own_failures().1);
                 (daemon, fresh)
             }
         }
@@ -163,12 +169,32 @@ impl Client {
         let (daemon, session) = self.connect().await;
         let token = self.scene.oracle.flush_begins();
         let failures = self.scene.base.failures(Action::Flush);
-        match self.scene.call_on(&daemon, who, async move { session.flush().await }).await {
+        let (own, mine) = (self.scene.races.own_failures().0, Rc::clone(&session));
+        self.flushing.set(self.flushing.get() + 1);
+        let alone = self.flushing.get() == 1;
+        let result = self.scene.call_on(&daemon, who, async move { session.flush().await }).await;
+        self.flushing.set(self.flushing.get() - 1);
+        let same = matches!(&*self.session.borrow(), Some((_, now)) if Rc::ptr_eq(now, &mine));
+        match &result {
+            Some(Ok(())) if same && alone && self.flushing.get() == 0 && own > self.told.get() => {
+                fail(format!(
+                    "{who}: the flush succeeded, and nobody has told that one of the daemon's own had failed"
+                ));
+            }
+            Some(Err(_)) if same => {
+                let now = self.scene.races.own_failures().0;
+                self.told.set(now);
+                self.scene.races.told(now);
+            }
+            _ => {}
+        }
+        match result {
             None => {}
             // What a flush that failed was to write may never be there, whatever flushes succeed later.
             Some(Ok(())) if self.scene.base.failures(Action::Flush) == 0 => self.scene.oracle.flushed(&token),
             Some(Ok(())) => {}
-            Some(Err(_)) if self.scene.base.failures(Action::Flush) > failures => {}
+            Some(Err(_))
+                if self.scene.base.failures(Action::Flush) > failures || self.scene.races.any_own_failures() > 0 => {}
             Some(Err(error)) => fail(format!("{who}: the flush failed: {error}")),
         }
     }

@@ -96,6 +96,7 @@ races! {
     OutboardGood = "outboard copy with originals up to its end equals T0",
     OutboardToMarker = "outboard copy with originals up to its marker, copy-on-write going on, equals T0",
     OutboardToAll = "outboard copy with all originals, copy-on-write going on, equals T0",
+    FailureTold = "flush of the daemon's own failed: the host's next one fails",
     Increment = "increment of a large change lands before the others",
     SnapshotAmidIncrements = "snapshot taken between two increments of a change",
     Grown = "volume grown while a snapshot stands",
@@ -141,6 +142,10 @@ struct State {
     standing: usize,
     /// Changes in flight of which increments have landed.
     in_part: BTreeSet<ChangeId>,
+    /// Flushes of this daemon's own that have failed, and how many of them some client was told of.
+    own_failures: (u64, u64),
+    /// How many of any daemon's own have failed.
+    any_own_failures: u64,
     /// Snapshots that broke without a mark.
     lost_marks: BTreeSet<SnapshotId>,
     /// Snapshots that are broken for certain.
@@ -234,6 +239,23 @@ impl Races {
         reached.into_iter().for_each(|race| state.reach(race));
         state.freed.clear();
         state.in_part.clear();
+        state.own_failures = (0, 0);
+    }
+
+    /// How many flushes of this daemon's own have failed, and how many of them some client was told of.
+    pub fn own_failures(&self) -> (u64, u64) {
+        self.state().own_failures
+    }
+
+    /// How many flushes of any daemon's own have failed.
+    pub fn any_own_failures(&self) -> u64 {
+        self.state().any_own_failures
+    }
+
+    /// A client was told of so many of them.
+    pub fn told(&self, count: u64) {
+        let mut state = self.state();
+        state.own_failures.1 = state.own_failures.1.max(count);
     }
 
     /// A part of the change has landed.
@@ -258,6 +280,11 @@ impl Races {
             state.reach(Race::SnapshotAmidIncrements);
         }
         match event {
+            Event::OwnFlushFailed => {
+                state.own_failures.0 += 1;
+                state.any_own_failures += 1;
+            }
+            Event::FailureTold => state.reach(Race::FailureTold),
             Event::Armed { straddlers, .. } if straddlers > 0 => state.reach(Race::Straddler),
             Event::Published { cache_offset: Some(offset), .. } if state.freed.remove(&offset) => {
                 state.reach(Race::SlotReused);

@@ -37,7 +37,7 @@ pub fn seed_of(run: u64, number: u64) -> u64 {
 /// Whether a fault shows only where originals outlive a loss of power.
 fn shows_with_power(planted: Planted) -> bool {
     use Planted::{
-        CommitBeforeFlush, ConfirmedBeforeFlush, DeletionNotDurable, DoubtForgotten, PayloadNotDurable,
+        CommitBeforeFlush, ConfirmedBeforeFlush, DeletionNotDurable, DoubtForgotten, FailureKept, PayloadNotDurable,
         ReleaseNotDurable,
     };
     matches!(
@@ -46,6 +46,7 @@ fn shows_with_power(planted: Planted) -> bool {
             | ConfirmedBeforeFlush
             | DeletionNotDurable
             | DoubtForgotten
+            | FailureKept
             | PayloadNotDurable
             | ReleaseNotDurable
     )

@@ -125,6 +125,7 @@ caught! {
     damaged_records_ignored_is_caught: DamagedRecordsIgnored,
     doubt_forgotten_is_caught: DoubtForgotten,
     end_of_broken_is_caught: EndOfBroken,
+    failure_kept_is_caught: FailureKept,
     found_not_durable_is_caught: FoundNotDurable,
     increment_admitted_anew_is_caught: IncrementAdmittedAnew,
     landed_too_early_is_caught: LandedTooEarly,
