@@ -242,7 +242,7 @@ impl Races {
         state.own_failures = (0, 0);
     }
 
-    /// How many flushes of this daemon's own have failed, and how many of them some client was told of.
+    /// How many flushes of this daemon's own have failed, and how many of them some session was told of.
     pub fn own_failures(&self) -> (u64, u64) {
         self.state().own_failures
     }
@@ -250,12 +250,6 @@ impl Races {
     /// How many flushes of any daemon's own have failed.
     pub fn any_own_failures(&self) -> u64 {
         self.state().any_own_failures
-    }
-
-    /// A client was told of so many of them.
-    pub fn told(&self, count: u64) {
-        let mut state = self.state();
-        state.own_failures.1 = state.own_failures.1.max(count);
     }
 
     /// A part of the change has landed.
@@ -284,7 +278,10 @@ impl Races {
                 state.own_failures.0 += 1;
                 state.any_own_failures += 1;
             }
-            Event::FailureTold => state.reach(Race::FailureTold),
+            Event::FailureTold => {
+                state.own_failures.1 = state.own_failures.0;
+                state.reach(Race::FailureTold);
+            }
             Event::Armed { straddlers, .. } if straddlers > 0 => state.reach(Race::Straddler),
             Event::Published { cache_offset: Some(offset), .. } if state.freed.remove(&offset) => {
                 state.reach(Race::SlotReused);
