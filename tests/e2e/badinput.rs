@@ -80,6 +80,12 @@ fn names_and_sizes_that_cannot_be() {
     for grain in ["100", "3000", "256", "2M", "0", "4Q", "-1"] {
         daemon.refuses(2, &format!("volume add vol3 {} --grain={grain}", shown(&other)));
     }
+    // More than the machine has memory for the bits of.
+    let memory = Mounted::memory(&scratch.join("memory"), MIB);
+    let huge = memory.path().join("huge");
+    let said = daemon.refuses(1, &format!("volume add huge {} --size 4E", shown(&huge)));
+    assert!(said.contains("bytes of memory") && said.contains("a larger grain needs less"), "{said}");
+    assert!(!huge.exists());
     daemon.ok("snapshot create s vol");
     daemon.refuses(1, "snapshot create s vol");
     daemon.refuses(1, "snapshot create s nothing");

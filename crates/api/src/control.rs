@@ -199,6 +199,9 @@ pub struct Volume {
     /// When the cache is full if originals go on being saved as in the last minute; absent where none are.
     #[serde(default)]
     pub full_in_seconds: Option<u64>,
+    /// The same with what it goes by, and, while no snapshot stands, for one that would; absent where the volume is not served.
+    #[serde(default)]
+    pub forecast: Option<Forecast>,
     /// Declared in the configuration file, not by command.
     pub declared: bool,
     /// Clients connected to the volume now, readers of its snapshots included.
@@ -252,7 +255,7 @@ pub enum TierKind {
 }
 
 /// When a volume's cache would be full.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forecast {
     /// The volume's stable id.
     pub id: String,
@@ -340,6 +343,9 @@ pub struct Snapshot {
     pub captured_bytes: u64,
     /// Bytes of originals that only this snapshot needs.
     pub unique_bytes: u64,
+    /// Bytes of T0 that it cannot have: the base could not be read when a change was about to destroy them.
+    #[serde(default)]
+    pub unreadable_bytes: u64,
     /// It outlives a loss of power.
     #[serde(default)]
     pub outlives_power: bool,

@@ -228,6 +228,10 @@ impl<D: BlockDevice> BlockDevice for Concat<D> {
         }
     }
 
+    fn can_zero_fast(&self, range: ByteRange, zeroes: Zeroes) -> bool {
+        self.parts(range).all(|part| self.components[part.component].can_zero_fast(part.range, zeroes))
+    }
+
     async fn discard(&self, range: ByteRange) -> Result<(), Error> {
         self.geometry().check(Action::Discard, range.start(), range.len())?;
         let parts = self.parts(range).map(|part| async move {

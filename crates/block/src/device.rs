@@ -38,6 +38,11 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// [`Fault::Unsupported`] where `zeroes.fast` was asked for and it would be no faster than writing.
     fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> impl Future<Output = Result<(), Error>>;
 
+    /// Whether [`Self::write_zeroes`] with `zeroes.fast` may succeed there. Cheap; `true` is no promise.
+    fn can_zero_fast(&self, _range: ByteRange, _zeroes: Zeroes) -> bool {
+        true
+    }
+
     /// Tells the device that the bytes are not needed. Advice: afterwards they read as old bytes or zeroes,
     /// and stay what they are until written. Unsupported is success.
     fn discard(&self, range: ByteRange) -> impl Future<Output = Result<(), Error>>;

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tzero_io::Buffer;
 
-use crate::{Action, BlockDevice, ByteRange, Error, Extent, Geometry, Zeroes};
+use crate::{Action, BlockDevice, ByteRange, Error, Extent, Fault, Geometry, Zeroes};
 
 /// What happens to a matching request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum Injected {
     Fail(i32),
     /// Only its first bytes are done, then it fails with `EIO`.
     Short(usize),
+    /// The way to the device is broken ([`Fault::Link`]): it does nothing.
+    Unreachable,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -32,12 +35,18 @@ struct Rule {
 pub struct Faulty<D> {
     device: D,
     rules: Mutex<Vec<Rule>>,
+    zeroes_slowly: AtomicBool,
 }
 
 impl<D: BlockDevice> Faulty<D> {
     /// Wraps `device`; without rules it behaves like it.
     pub fn new(device: D) -> Self {
-        Self { device, rules: Mutex::default() }
+        Self { device, rules: Mutex::default(), zeroes_slowly: AtomicBool::new(false) }
+    }
+
+    /// From now on it writes zeroes out.
+    pub fn zero_slowly(&self) {
+        self.zeroes_slowly.store(true, Ordering::Relaxed);
     }
 
     /// The device inside.
@@ -80,6 +89,7 @@ impl<D: BlockDevice> Faulty<D> {
             None => Ok(()),
             Some(Injected::Fail(code)) => Err(failure(action, range, code)),
             Some(Injected::Short(_)) => Err(failure(action, range, EIO)),
+            Some(Injected::Unreachable) => Err(unreachable(action, range)),
         }
     }
 }
@@ -88,6 +98,10 @@ const EIO: i32 = 5;
 
 fn failure(action: Action, range: ByteRange, code: i32) -> Error {
     Error::system(action, range.start(), range.len(), io::Error::from_raw_os_error(code))
+}
+
+fn unreachable(action: Action, range: ByteRange) -> Error {
+    Error::new(action, range.start(), range.len(), Fault::Link(io::ErrorKind::ConnectionReset.into()))
 }
 
 impl<D: BlockDevice> BlockDevice for Faulty<D> {
@@ -108,6 +122,7 @@ impl<D: BlockDevice> BlockDevice for Faulty<D> {
         match self.verdict(Action::Write, range) {
             None => self.device.write(offset, buffer, fua).await,
             Some(Injected::Fail(code)) => (buffer, Err(failure(Action::Write, range, code))),
+            Some(Injected::Unreachable) => (buffer, Err(unreachable(Action::Write, range))),
             Some(Injected::Short(len)) => {
                 let part = Buffer::copy_of(&buffer[..len.min(buffer.len())]);
                 let (_, result) = self.device.write(offset, part, fua).await;
@@ -118,7 +133,14 @@ impl<D: BlockDevice> BlockDevice for Faulty<D> {
 
     async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), Error> {
         self.simple(Action::WriteZeroes, range)?;
+        if !self.can_zero_fast(range, zeroes) && zeroes.fast {
+            return Err(Error::new(Action::WriteZeroes, range.start(), range.len(), Fault::Unsupported));
+        }
         self.device.write_zeroes(range, zeroes).await
+    }
+
+    fn can_zero_fast(&self, range: ByteRange, zeroes: Zeroes) -> bool {
+        !self.zeroes_slowly.load(Ordering::Relaxed) && self.device.can_zero_fast(range, zeroes)
     }
 
     async fn discard(&self, range: ByteRange) -> Result<(), Error> {

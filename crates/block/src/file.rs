@@ -266,6 +266,10 @@ impl BlockDevice for FileDevice {
         if zeroes.fua { self.flush().await } else { Ok(()) }
     }
 
+    fn can_zero_fast(&self, range: ByteRange, zeroes: Zeroes) -> bool {
+        !self.units(range).0.is_empty() && (!self.is_device || zeroes.may_unmap)
+    }
+
     async fn discard(&self, range: ByteRange) -> Result<(), Error> {
         self.geometry().check(Action::Discard, range.start(), range.len())?;
         for slice in self.units(range).0.pieces(SLICE) {

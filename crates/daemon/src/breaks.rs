@@ -1,4 +1,4 @@
-//! Snapshots that are broken: each is said in the log, once as long as the daemon runs.
+//! Snapshots that are broken, and originals that the base did not give: each is said in the log, once as long as the daemon runs.
 //!
 //! What a snapshot's user asks (`snapshot show`, a view, a backup) is answered at once. The log is for who asks nothing: it hears within
 //! a [`crate::filling::STEP`], and at the latest when the volume is closed. Never on a host's way: a log may take its time.
@@ -6,22 +6,39 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
+use tzero_engine::BadOriginals;
 use tzero_originals::SnapshotId;
 
 use crate::volume::{Volume, broken};
 
-/// The broken snapshots of a volume that the log has.
+/// What the log has of a volume.
 #[derive(Default)]
-pub(crate) struct Told(Mutex<BTreeSet<SnapshotId>>);
+pub(crate) struct Told(Mutex<Said>);
+
+#[derive(Default)]
+struct Said {
+    broken: BTreeSet<SnapshotId>,
+    /// How many grains could not be saved because the base could not be read.
+    unreadable: u64,
+}
 
 impl Volume {
-    /// Says which snapshots have broken since it was called last. Blocking.
+    /// Says which snapshots have broken, and what could not be saved, since it was called last. Blocking.
     pub(crate) fn tell_of_breaks(&self) {
         let Ok(serving) = self.serving() else { return };
         let broken = serving.engine.snapshots().into_iter().filter_map(|info| Some((broken(&info.state)?, info)));
-        let mut told = serving.told.0.lock().expect("nothing panics under this lock");
+        let mut said = serving.told.0.lock().expect("nothing panics under this lock");
+        let BadOriginals { grains, newest } = serving.engine.bad_originals();
+        if grains > said.unreadable {
+            tracing::warn!(
+                volume = %self.name,
+                "the base gave an error where originals were to be saved, at byte {newest} last ({} grains more): snapshots that need them have an error there (`tzero snapshot show`: unreadable)",
+                grains - said.unreadable
+            );
+            said.unreadable = grains;
+        }
         for (reason, info) in broken {
-            if told.insert(info.id) {
+            if said.broken.insert(info.id) {
                 tracing::warn!(snapshot = %format_args!("{}@{}", self.name, info.name), "broken: {reason}");
             }
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tzero_api::control::{self, Basis, VolumeState};
 use tzero_api::{Place, sentence};
-use tzero_engine::{SnapshotInfo, SnapshotState};
+use tzero_engine::{Share, SnapshotInfo, SnapshotState};
 use tzero_io::system;
 
 use crate::backups::Backups;
@@ -38,6 +38,14 @@ impl Volume {
         })
     }
 
+    /// Looks how much room there is for originals. Blocking.
+    pub(crate) fn look_for_room(&self) {
+        if let Ok(serving) = self.serving() {
+            let used = serving.engine.statistics().originals;
+            serving.engine.has_room_for(serving.tiers.room(used));
+        }
+    }
+
     /// The volume as the control interface describes it.
     pub(crate) fn describe(&self) -> control::Volume {
         let record = self.record();
@@ -62,6 +70,7 @@ impl Volume {
             durability: record.map(|record| record.durability).unwrap_or_default(),
             save_ahead: None,
             full_in_seconds: None,
+            forecast: None,
             declared: record.is_some_and(|record| record.declared),
             connections: self.connections(),
             snapshots: self.snapshots().len() as u64,
@@ -84,8 +93,9 @@ impl Volume {
                 described.tiers = serving.tiers.describe(used);
                 let rate = record.and_then(|record| record.save_ahead);
                 described.save_ahead = rate.map(|rate| serving.ahead.describe(rate, &serving.engine));
-                let forecast = self.forecast().ok().filter(|forecast| forecast.basis == Basis::Saved);
-                described.full_in_seconds = forecast.and_then(|forecast| forecast.full_in_seconds);
+                described.forecast = self.forecast().ok();
+                let saved = described.forecast.as_ref().filter(|forecast| forecast.basis == Basis::Saved);
+                described.full_in_seconds = saved.and_then(|forecast| forecast.full_in_seconds);
                 described.notices.clone_from(&serving.notices);
             }
         }
@@ -94,11 +104,12 @@ impl Volume {
 
     /// Snapshots as the control interface describes them. Goes through all originals.
     pub(crate) fn describe_snapshots(&self, infos: &[SnapshotInfo]) -> Vec<control::Snapshot> {
-        let unique = self.serving().map(|serving| serving.engine.unique_bytes()).unwrap_or_default();
-        infos.iter().filter_map(|info| self.describe_snapshot(info, unique.get(&info.id).copied())).collect()
+        let shares = self.serving().map(|serving| serving.engine.shares()).unwrap_or_default();
+        let share = |info: &SnapshotInfo| shares.get(&info.id).copied().unwrap_or_default();
+        infos.iter().filter_map(|info| self.describe_snapshot(info, share(info))).collect()
     }
 
-    fn describe_snapshot(&self, info: &SnapshotInfo, unique: Option<u64>) -> Option<control::Snapshot> {
+    fn describe_snapshot(&self, info: &SnapshotInfo, share: Share) -> Option<control::Snapshot> {
         let (state, reason) = match (broken(&info.state), self.whole()) {
             (Some(reason), _) => (control::SnapshotState::Broken, Some(reason)),
             (None, Err(refusal)) => (control::SnapshotState::Unavailable, Some(sentence(refusal))),
@@ -123,7 +134,8 @@ impl Volume {
                 scope.iter().map(|part| control::Part { offset: part.start(), length: part.len() }).collect()
             }),
             captured_bytes: info.captured_bytes,
-            unique_bytes: unique.unwrap_or(0),
+            unique_bytes: share.unique,
+            unreadable_bytes: share.unreadable,
             outlives_power: info.confirmed,
             private: info.private,
             mover: self.has_mover(info.id),

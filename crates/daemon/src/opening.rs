@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use tzero_api::control::Durability;
 use tzero_api::{Name, Place, sentence};
 use tzero_block::{Concat, FileDevice};
-use tzero_engine::{OpenError, VolumeOptions};
-use tzero_io::Directory;
+use tzero_engine::{NoMemory, OpenError, VolumeOptions, memory_of_bits};
+use tzero_io::{Directory, system};
 use tzero_nbd::AnyDevice;
 use tzero_originals::{Components, MapError, MapShape, SnapshotId, TableError};
 
@@ -198,6 +199,7 @@ pub(crate) async fn open_engine(
     base_changed: bool,
 ) -> Result<Arc<Engine>, Refusal> {
     let volume = || record.name.clone();
+    refuse_without_flush(record, base, &ready.store)?;
     let device = device_of(base, record.direct)?;
     let components = components_of(base, &record.name, record.grain)?;
     let no_cache = |source| Refusal::Cache { volume: volume(), place: directory.cache(record), source };
@@ -234,6 +236,25 @@ pub(crate) async fn open_engine(
     Ok(engine)
 }
 
+/// What is to outlive a loss of power must be told when it does: an export that cannot flush says nothing of that.
+fn refuse_without_flush(record: &VolumeRecord, base: &OpenBase, store: &Store) -> Result<(), Refusal> {
+    if record.durability != Durability::Power {
+        return Ok(());
+    }
+    let bases = base.components.iter().filter_map(|component| match &component.medium {
+        Medium::Export(remote) => Some(remote),
+        Medium::File(_) => None,
+    });
+    let caches = match store {
+        Store::Export(remote) => Some(remote),
+        Store::File(_) => None,
+    };
+    match bases.chain(caches).find(|remote| !remote.device().can_flush()) {
+        Some(remote) => Err(Refusal::NoFlush { volume: record.name.clone(), uri: remote.device().uri().to_string() }),
+        None => Ok(()),
+    }
+}
+
 /// Most bytes of originals that are not in memory.
 pub(crate) fn store_limit(record: &VolumeRecord, ready: &Ready) -> u64 {
     let asked = record.cache_limit.unwrap_or(UNLIMITED);
@@ -248,6 +269,17 @@ pub(crate) fn store_limit(record: &VolumeRecord, ready: &Ready) -> u64 {
 pub(crate) fn components_of(base: &OpenBase, volume: &Name, grain: u32) -> Result<Components, Refusal> {
     let refused = |source| Refusal::Components { volume: volume.clone(), grain, source };
     Components::new(&base.lengths(), grain).map_err(refused)
+}
+
+/// Refuses a size whose bits would take the memory of others: memory that is promised is only missed when it is used.
+pub(crate) fn afford(volume: &Name, size: u64, grain: u32) -> Result<(), Refusal> {
+    let needed = memory_of_bits(size, grain);
+    match system::available_memory() {
+        Some(available) if needed > available / 2 => {
+            Err(Refusal::NoBits { volume: volume.clone(), source: NoMemory { needed } })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The components of a base in a row.
@@ -299,7 +331,7 @@ fn is_damage(error: &OpenError) -> bool {
             !is_passing(source) && !matches!(source.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull)
         }
         OpenError::Map(_) | OpenError::Table(_) => true,
-        OpenError::Grain => false,
+        OpenError::Grain | OpenError::Memory(_) => false,
     }
 }
 

@@ -81,6 +81,10 @@ pub(crate) enum Refusal {
     OwnExport(String),
     #[error("{0}")]
     Remote(#[from] RemoteError),
+    #[error(
+        "the export {uri} cannot flush, so nothing tells what on it outlives a loss of power: choose another, or add volume {volume} with --durability process"
+    )]
+    NoFlush { volume: Name, uri: String },
     #[error("volume {volume} cannot be opened: {source}")]
     Open { volume: Name, source: tzero_engine::OpenError },
     #[error("volume {volume} is not served: {reason}")]
@@ -131,7 +135,7 @@ pub(crate) enum Refusal {
     NotBlocks { volume: Name, place: Place, block: u64 },
     #[error("{place}, the last base of volume {volume}, cannot be {wanted} bytes long: {source}")]
     NotResized { volume: Name, place: Place, wanted: u64, source: std::io::Error },
-    #[error("volume {volume} cannot be so long: {source}")]
+    #[error("volume {volume} cannot be so long: {source}; a larger grain needs less")]
     NoBits { volume: Name, source: NoMemory },
     #[error("volume {volume} has the size {size} on record, but is not served yet, and is tried again: {why}")]
     ResizedNotServed { volume: Name, size: u64, why: Box<Refusal> },

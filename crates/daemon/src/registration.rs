@@ -46,6 +46,7 @@ impl Volumes {
         }
         let grain = request.grain.map_or(DEFAULT_GRAIN, |grain| grain.0 as u32);
         opening::components_of(&base, &request.name, grain)?;
+        opening::afford(&request.name, base.lengths().iter().sum(), grain)?;
         for (path, file) in base.components.iter().filter_map(Component::local) {
             self.check_placement(request, path, file)?;
             self.check_overlap((path, file), &base)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tzero_block::BlockDevice;
-use tzero_io::Buffer;
+use tzero_io::{Buffer, timeout};
 use tzero_nbd::{ClientError, ClientOptions, NbdDevice, Reconnect, Uri, UriError};
 
 use crate::threads::DataThreads;
@@ -15,6 +15,8 @@ pub(crate) const BASE_OUTAGE: Duration = Duration::from_secs(30);
 /// How long requests wait for the server of originals. Longer than the engine waits for a save (ten seconds): so it is the engine that gives
 /// up on one, and knows that it may still land.
 const CACHE_OUTAGE: Duration = Duration::from_secs(20);
+/// Longest time for a request of the daemon's own, which no host waits for.
+const OWN: Duration = Duration::from_secs(30);
 /// Longest time for connecting and negotiating.
 const CONNECT: Duration = Duration::from_secs(10);
 /// Connections at most, to a server whose connections see each other's changes.
@@ -95,8 +97,11 @@ impl Remote {
     /// Reads from a thread that may block.
     pub(crate) fn read(&self, offset: u64, len: usize) -> io::Result<Buffer> {
         let device = Arc::clone(&self.device);
-        let read = self.threads.run(move || async move { device.read(offset, Buffer::uncleared(len)).await });
-        let (buffer, result) = read.blocking_recv().map_err(|_| io::ErrorKind::Interrupted)?;
+        let read = self.threads.run(move || async move {
+            timeout(OWN, async { device.read(offset, Buffer::uncleared(len)).await }).await
+        });
+        let read = read.blocking_recv().map_err(|_| io::ErrorKind::Interrupted)?;
+        let (buffer, result) = read.ok_or_else(unanswered)?;
         result.map_err(io::Error::other)?;
         Ok(buffer)
     }
@@ -104,7 +109,14 @@ impl Remote {
     /// Writes, durably, from a thread that may block.
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let (device, bytes) = (Arc::clone(&self.device), Buffer::copy_of(bytes));
-        let written = self.threads.run(move || async move { device.write(offset, bytes, true).await.1 });
-        written.blocking_recv().map_err(|_| io::ErrorKind::Interrupted)?.map_err(io::Error::other)
+        let written = self
+            .threads
+            .run(move || async move { timeout(OWN, async { device.write(offset, bytes, true).await.1 }).await });
+        let written = written.blocking_recv().map_err(|_| io::ErrorKind::Interrupted)?;
+        written.ok_or_else(unanswered)?.map_err(io::Error::other)
     }
+}
+
+fn unanswered() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("its server did not answer within {} seconds", OWN.as_secs()))
 }

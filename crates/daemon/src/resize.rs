@@ -26,7 +26,7 @@ use tzero_api::{Name, ResizeVolume};
 
 use crate::base::{Component, Medium};
 use crate::identity::size_of;
-use crate::opening::Opening;
+use crate::opening::{self, Opening};
 use crate::platform::Moment;
 use crate::record::{VolumeDirectory, VolumeRecord};
 use crate::refusal::Refusal;
@@ -94,6 +94,9 @@ impl Volumes {
             return Err(Refusal::NothingLeft { volume, place, least: before });
         }
         let wanted = size - before;
+        if !matches!(way, Way::Shorter) {
+            opening::afford(&volume.name, size, record.grain)?;
+        }
         match (&last.medium, is_file(last)) {
             (_, true) => refuse_blocks(volume, serving, wanted)?,
             (_, false) if matches!(way, Way::Shorter) => {

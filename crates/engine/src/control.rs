@@ -188,6 +188,13 @@ impl<P: Platform> Volume<P> {
     /// # Errors
     /// When there is no such live snapshot, or it cannot be recorded: what was not recorded stays needed.
     pub async fn release(&self, id: SnapshotId, ranges: &[ByteRange]) -> Result<(), SnapshotError> {
+        self.release_ranges(id, ranges).await?;
+        self.delivered.others_may_take();
+        Ok(())
+    }
+
+    /// As [`Self::release`].
+    pub(crate) async fn release_ranges(&self, id: SnapshotId, ranges: &[ByteRange]) -> Result<(), SnapshotError> {
         let snapshot = self.snapshots.find(|snapshot| snapshot.id == id).ok_or(SnapshotError::Unknown)?;
         if !snapshot.is_live() {
             return Err(SnapshotError::NotLive);
@@ -380,7 +387,8 @@ impl<P: Platform> Volume<P> {
     async fn remove_snapshot(&self, snapshot: &Arc<Snapshot>) {
         {
             let _claims = self.lock();
-            if !snapshot.leaving.swap(true, Ordering::AcqRel) && self.table.clear(snapshot.slot).is_err() {
+            let cleared = snapshot.leaving.swap(true, Ordering::AcqRel) || self.table.clear(snapshot.slot).is_ok();
+            if !cleared && !self.platform.planted(Planted::FailedClearForgotten) {
                 // The next start must not take it for one that was saved for.
                 self.lose_mark(snapshot);
                 self.uncleared().insert(snapshot.slot);

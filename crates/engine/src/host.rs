@@ -17,6 +17,7 @@ use tzero_originals::{Epoch, GrainIndex};
 
 use crate::admission::{Lane, Ticket};
 use crate::confirm::Told;
+use crate::ladder::Patience;
 use crate::platform::Platform;
 use crate::points::{Event, Planted, Point};
 use crate::save::{MOST_LOOKED_AT, MustFail};
@@ -67,15 +68,16 @@ impl<P: Platform> HostSession<P> {
             volume.platform.point(Point::Arrived).await;
             let ticket = self.admit(range).await;
             if pending {
-                volume.save(range, ticket.tag(), &[]).await.map_err(|MustFail| ExportError::NoSpace)?;
+                volume.save(range, ticket.tag(), &[], &Patience::default()).await.map_err(must_fail)?;
             }
             return Ok(ticket);
         }
         let ticket = self.admit(range).await;
         volume.platform.point(Point::Admitted).await;
         if volume.pending.any(volume.grains().touched(range)) {
-            volume.slow_down().await;
-            self.save(range, ticket.tag(), spare_holes).await?;
+            let patience = Patience::default();
+            volume.slow_down(&patience).await;
+            self.save(range, ticket.tag(), spare_holes, &patience).await?;
         }
         volume.platform.point(Point::BaseWrite).await;
         Ok(ticket)
@@ -84,10 +86,16 @@ impl<P: Platform> HostSession<P> {
     /// Saves what a change would destroy in `range`, which is all of it or an increment.
     ///
     /// # Errors
-    /// No space, where a snapshot was made to fail writes: nothing of this range may then reach the base.
-    async fn save(&self, range: ByteRange, tag: Epoch, spare_holes: bool) -> Result<(), ExportError> {
+    /// No space, where a snapshot was made to fail writes, and where the base is out of reach: nothing of this range may then reach the base.
+    async fn save(
+        &self,
+        range: ByteRange,
+        tag: Epoch,
+        spare_holes: bool,
+        patience: &Patience,
+    ) -> Result<(), ExportError> {
         let spared = if spare_holes { self.volume.holes(range, tag).await } else { Vec::new() };
-        self.volume.save(range, tag, &spared).await.map_err(|MustFail| ExportError::NoSpace)
+        self.volume.save(range, tag, &spared, patience).await.map_err(must_fail)
     }
 
     /// What the host is told of a change of the base, before which so many flushes of our own had failed. One that was to be durable at once and
@@ -111,14 +119,15 @@ impl<P: Platform> HostSession<P> {
         let volume = &self.volume;
         let ticket = self.admit(range).await;
         volume.platform.point(Point::Admitted).await;
-        // The change is slowed down once, however long it is.
-        volume.slow_down().await;
+        // The change is slowed down once, however long it is, and its increments wait together as long as one change may.
+        let patience = Patience::default();
+        volume.slow_down(&patience).await;
         volume
             .in_increments(range, &ticket, async |piece| {
                 let anew = volume.platform.planted(Planted::IncrementAdmittedAnew);
                 let other = if anew { Some(self.admit(piece).await) } else { None };
                 if volume.pending.any(volume.grains().touched(piece)) {
-                    self.save(piece, other.as_ref().unwrap_or(&ticket).tag(), spare_holes).await?;
+                    self.save(piece, other.as_ref().unwrap_or(&ticket).tag(), spare_holes, &patience).await?;
                 }
                 volume.platform.point(Point::BaseWrite).await;
                 let result = change(piece).await;
@@ -164,6 +173,10 @@ impl<P: Platform> Export for HostSession<P> {
     }
 
     async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), ExportError> {
+        // Before anything is saved for it.
+        if zeroes.fast && !self.volume.base.can_zero_fast(range, zeroes) {
+            return Err(ExportError::Unsupported);
+        }
         // One that has to be fast is done whole or not at all.
         if self.volume.goes_in_increments(range)
             && !zeroes.fast
@@ -295,6 +308,13 @@ impl<P: Platform> Volume<P> {
             }
         }
         (next < grains.end).then_some(next)
+    }
+}
+
+fn must_fail(reason: MustFail) -> ExportError {
+    match reason {
+        MustFail::NoSpace => ExportError::NoSpace,
+        MustFail::OutOfReach(error) => host_error(error),
     }
 }
 

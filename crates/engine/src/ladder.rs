@@ -3,7 +3,7 @@
 //! From the first rung to the last:
 //!
 //! 1. The cache's tiers fill up one after the other; that is the cache's device, not this.
-//! 2. Slots of originals that their consumer has had are used again ([`crate::reuse`]).
+//! 2. Slots of originals that their consumer has had are used again ([`crate::reuse`]), before the cache grows at all.
 //! 3. *Hurry*: a mover that is at work sees how full the cache is ([`Pressure`]) and hurries.
 //! 4. *Slow down*: while a mover is at work, first writes wait a little, the longer the fuller, up to [`MOST_SLOWED`]; when the cache is full,
 //!    up to the longest wait that a snapshot which needs the original asks for, else that same bound.
@@ -12,12 +12,14 @@
 //! 6. Nothing can be had: the snapshots that need this very original break. Only where one of them was asked to fail writes instead, the
 //!    host's write fails.
 //!
-//! Without a mover at work nobody makes space, so nobody waits.
+//! Without a mover at work nobody makes space, so nobody waits for one. One that copies what is kept makes none.
 //!
 //! # Invariants
-//! 1. A host change waits here for a bounded time, holding claims of its own grains only.
+//! 1. A host change waits here for a bounded time, however long it is: [`MOST_SLOWED`] in all, or what a snapshot that needs its originals asks
+//!    for. It holds claims of its own grains only.
 //! 2. A host's write fails only for a snapshot made with [`OnFull::FailWrites`].
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,7 +33,7 @@ use crate::points::{Event, Planted, Point};
 use crate::snapshots::Snapshot;
 use crate::volume::{StateOf, Volume};
 
-/// Longest time in nanoseconds that one save of a host change is slowed down while a mover is at work, where no snapshot asks for more.
+/// Longest time in nanoseconds that one host change waits while a mover is at work, where no snapshot asks for more.
 pub const MOST_SLOWED: u64 = 20_000_000;
 /// Slots whose space is being given back are looked for again after so many nanoseconds,
 const LOOK_AGAIN: u64 = 1_000_000;
@@ -77,6 +79,15 @@ pub struct Pressure {
     pub nearly_full: bool,
 }
 
+/// What a snapshot has of the originals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Bytes of the cache that it alone holds: what deleting it gives back.
+    pub unique: u64,
+    /// Bytes of T0 that it cannot have: the base could not be read when they were to be saved.
+    pub unreadable: u64,
+}
+
 /// What becomes of a save that found no room.
 pub(crate) enum Room {
     /// There may be some now.
@@ -98,15 +109,24 @@ impl<P: Platform> Drop for MoverAtWork<P> {
     }
 }
 
-/// When a host change began to wait for space, and how long it may in all.
+/// When a host change first waited because of the cache: all its saves wait together for as long as one may.
 #[derive(Default)]
 pub(crate) struct Patience {
-    until: Option<u64>,
-    looks: u32,
+    begun: Cell<Option<u64>>,
+    looks: Cell<u32>,
+}
+
+impl Patience {
+    /// The time left of so many nanoseconds.
+    fn left(&self, now: u64, of: u64) -> u64 {
+        let begun = self.begun.get().unwrap_or(now);
+        self.begun.set(Some(begun));
+        (begun + of).saturating_sub(now)
+    }
 }
 
 impl<P: Platform> Volume<P> {
-    /// Says that a mover is at work: space will be made.
+    /// Says that a mover is at work that releases what it has copied: space will be made.
     pub fn mover_at_work(self: &Arc<Self>) -> MoverAtWork<P> {
         self.movers.fetch_add(1, Ordering::AcqRel);
         MoverAtWork(Arc::clone(self))
@@ -115,8 +135,13 @@ impl<P: Platform> Volume<P> {
     /// How full the cache is.
     pub fn pressure(&self) -> Pressure {
         let usage = self.originals.usage();
-        let nearly_full = usage.bytes >= share(usage.limit_bytes, NEARLY_FULL);
-        Pressure { used: usage.bytes, limit: usage.limit_bytes, nearly_full }
+        let limit = usage.limit_bytes.min(self.most_used.load(Ordering::Relaxed));
+        Pressure { used: usage.bytes, limit, nearly_full: usage.bytes >= share(limit, NEARLY_FULL) }
+    }
+
+    /// Says that there is room for so many more bytes of originals where they lie, now: a file system may have less than the cache's limit.
+    pub fn has_room_for(&self, bytes: u64) {
+        self.most_used.store(self.originals.usage().bytes.saturating_add(bytes), Ordering::Relaxed);
     }
 
     /// Whether the cache has room for originals that no change asks for yet: they leave the changes more than a half, and never make it nearly
@@ -127,7 +152,7 @@ impl<P: Platform> Volume<P> {
     }
 
     /// Rung 4's slowing down: before anything is claimed.
-    pub(crate) async fn slow_down(&self) {
+    pub(crate) async fn slow_down(&self, patience: &Patience) {
         if self.movers.load(Ordering::Acquire) == 0 || !self.platform.has_rung(Rung::SlowDown) {
             return;
         }
@@ -138,15 +163,22 @@ impl<P: Platform> Volume<P> {
         let start = share(limit, NEARLY_FULL);
         let above = used.saturating_sub(start).min(limit - start);
         let delay = u128::from(MOST_SLOWED) * u128::from(above) / u128::from((limit - start).max(1));
+        let delay = patience.left(self.platform.monotonic_ns(), delay as u64);
         if delay > 0 {
             self.platform.observe(Event::SlowedDown);
-            self.platform.sleep(delay as u64).await;
+            self.platform.sleep(delay).await;
         }
     }
 
-    /// A save of these grains found the cache full.
-    pub(crate) async fn make_room(&self, grains: &[GrainIndex], tag: Epoch, patience: &mut Patience) -> Room {
-        if self.platform.has_rung(Rung::Reuse) && self.reuse_delivered().await
+    /// A save of these grains found no room: the cache is full, or the map cannot grow.
+    pub(crate) async fn make_room(
+        &self,
+        reason: BrokenReason,
+        grains: &[GrainIndex],
+        tag: Epoch,
+        patience: &Patience,
+    ) -> Room {
+        if self.reuse_delivered().await
             || self.wait_for_space(grains, tag, patience).await
             || self.wait_for_given_back(patience).await
         {
@@ -160,7 +192,7 @@ impl<P: Platform> Volume<P> {
                     // Somebody was faster: its record's slot may be another's by now.
                     return Room::Try;
                 }
-                self.mark(&victim, BrokenReason::CacheFull, self.grains().range(grains[0]).start());
+                self.mark(&victim, reason, self.grains().range(grains[0]).start());
             }
             self.break_marked(std::slice::from_ref(&victim)).await;
             self.platform.point(Point::Broken).await;
@@ -174,31 +206,31 @@ impl<P: Platform> Volume<P> {
     }
 
     /// Waits for space while a mover is at work; `true` says that there may be some.
-    async fn wait_for_space(&self, grains: &[GrainIndex], tag: Epoch, patience: &mut Patience) -> bool {
-        let now = self.platform.monotonic_ns();
-        let until = *patience.until.get_or_insert_with(|| {
-            let wait = |snapshot: &Arc<Snapshot>| match snapshot.on_full {
-                OnFull::Wait(ms) => u64::from(ms) * 1_000_000,
-                OnFull::Break | OnFull::FailWrites => MOST_SLOWED,
-            };
-            now + self.needing_any(grains, tag).iter().map(wait).max().unwrap_or(0)
-        });
+    async fn wait_for_space(&self, grains: &[GrainIndex], tag: Epoch, patience: &Patience) -> bool {
         let freed = self.freed.listen();
-        let waits = self.movers.load(Ordering::Acquire) > 0 && self.platform.has_rung(Rung::Wait);
-        if now >= until || !waits {
+        if self.movers.load(Ordering::Acquire) == 0 || !self.platform.has_rung(Rung::Wait) {
+            return false;
+        }
+        let wait = |snapshot: &Arc<Snapshot>| match snapshot.on_full {
+            OnFull::Wait(ms) => u64::from(ms) * 1_000_000,
+            OnFull::Break | OnFull::FailWrites => MOST_SLOWED,
+        };
+        let most = self.needing_any(grains, tag).iter().map(wait).max().unwrap_or(0);
+        let left = patience.left(self.platform.monotonic_ns(), most);
+        if left == 0 {
             return false;
         }
         self.platform.observe(Event::WaitedForSpace);
-        let _ = within(freed, self.platform.sleep(until - now)).await;
+        let _ = within(freed, self.platform.sleep(left)).await;
         true
     }
 
     /// Free slots that are set aside for the moment come back soon; `true` says that they may have.
-    async fn wait_for_given_back(&self, patience: &mut Patience) -> bool {
-        if patience.looks == MOST_LOOKS || !self.originals.is_giving_back() {
+    async fn wait_for_given_back(&self, patience: &Patience) -> bool {
+        if patience.looks.get() == MOST_LOOKS || !self.originals.is_giving_back() {
             return false;
         }
-        patience.looks += 1;
+        patience.looks.set(patience.looks.get() + 1);
         self.platform.sleep(LOOK_AGAIN).await;
         true
     }
@@ -225,8 +257,8 @@ impl<P: Platform> Volume<P> {
         }
         let candidates: Vec<_> =
             self.snapshots.all().into_iter().filter(|snapshot| self.may_make_room(snapshot)).collect();
-        let unique = if candidates.is_empty() { BTreeMap::new() } else { self.unique_bytes_gently().await };
-        let bytes = |snapshot: &Snapshot| unique.get(&snapshot.id).copied().unwrap_or(0);
+        let shares = if candidates.is_empty() { BTreeMap::new() } else { self.shares_gently().await };
+        let bytes = |snapshot: &Snapshot| shares.get(&snapshot.id).map_or(0, |share| share.unique);
         candidates
             .into_iter()
             .filter(|snapshot| {
@@ -235,37 +267,36 @@ impl<P: Platform> Volume<P> {
             .max_by_key(|snapshot| (snapshot.on_full == OnFull::Break, bytes(snapshot)))
     }
 
-    /// Bytes of originals that only one snapshot holds, by snapshot, while others have their turn.
-    pub async fn unique_bytes_gently(&self) -> BTreeMap<SnapshotId, u64> {
-        let mut unique = BTreeMap::new();
+    /// What each snapshot has of the originals, while others have their turn.
+    pub async fn shares_gently(&self) -> BTreeMap<SnapshotId, Share> {
+        let mut shares = BTreeMap::new();
         for part in 0..OriginalCache::<StateOf<P>, P::Cache>::parts() {
             let entries = self.originals.entries_of(part);
             if !entries.is_empty() {
-                self.add_unique(&entries, &mut unique);
+                self.add_shares(&entries, &mut shares);
                 yield_now().await;
             }
         }
-        unique
+        shares
     }
 
-    /// Bytes of originals that only one snapshot holds, by snapshot: what deleting it gives back. Goes through all originals; not for a thread
-    /// that serves hosts.
-    pub fn unique_bytes(&self) -> BTreeMap<SnapshotId, u64> {
-        let mut unique = BTreeMap::new();
+    /// What each snapshot has of the originals. Goes through all of them; not for a thread that serves hosts.
+    pub fn shares(&self) -> BTreeMap<SnapshotId, Share> {
+        let mut shares = BTreeMap::new();
         for part in 0..OriginalCache::<StateOf<P>, P::Cache>::parts() {
-            self.add_unique(&self.originals.entries_of(part), &mut unique);
+            self.add_shares(&self.originals.entries_of(part), &mut shares);
         }
-        unique
+        shares
     }
 
     /// `entries` are all originals of their grains, by grain and tag.
-    fn add_unique(&self, entries: &[(GrainIndex, tzero_originals::Entry)], unique: &mut BTreeMap<SnapshotId, u64>) {
+    fn add_shares(&self, entries: &[(GrainIndex, tzero_originals::Entry)], shares: &mut BTreeMap<SnapshotId, Share>) {
         let snapshots: Vec<_> = self.snapshots.all().into_iter().filter(|snapshot| snapshot.holds()).collect();
         let mut before = None;
         for (grain, entry) in entries {
             let after = before.filter(|(other, _)| other == grain).map(|(_, tag)| tag);
             before = Some((*grain, entry.tag));
-            if !matches!(entry.payload, Payload::Stored { .. }) {
+            if entry.payload == Payload::Zero {
                 continue;
             }
             let first = snapshots.partition_point(|snapshot| after.is_some_and(|after| snapshot.epoch <= after));
@@ -273,8 +304,11 @@ impl<P: Platform> Volume<P> {
                 .iter()
                 .take_while(|snapshot| snapshot.epoch <= entry.tag)
                 .filter(|snapshot| snapshot.needs(self.grains(), *grain));
-            if let (Some(only), None) = (resolving.next(), resolving.next()) {
-                *unique.entry(only.id).or_default() += self.grains().grain();
+            if entry.payload == Payload::Bad {
+                resolving
+                    .for_each(|snapshot| shares.entry(snapshot.id).or_default().unreadable += u64::from(entry.len));
+            } else if let (Some(only), None) = (resolving.next(), resolving.next()) {
+                shares.entry(only.id).or_default().unique += self.grains().grain();
             }
         }
     }

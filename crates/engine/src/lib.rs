@@ -28,12 +28,12 @@ mod volume;
 
 pub use control::{SnapshotKind, is_valid_name};
 pub use host::HostSession;
-pub use ladder::{MOST_SLOWED, MoverAtWork, Pressure, Rung};
-pub use pending::NoMemory;
+pub use ladder::{MOST_SLOWED, MoverAtWork, Pressure, Rung, Share};
+pub use pending::{NoMemory, memory_of_bits};
 pub use platform::Platform;
 pub use points::{Event, Planted, Point};
 pub use recovery::{MAP_NAME, TABLE_NAME};
-pub use save::SavedAhead;
+pub use save::{BadOriginals, SavedAhead};
 pub use snapshots::{SnapshotInfo, SnapshotState};
 pub use tzero_originals::{FirstTier, OnFull};
 pub use view::View;

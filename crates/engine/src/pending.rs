@@ -29,15 +29,29 @@ const SEGMENTS: usize = 160;
 
 /// There is no memory for so many bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoMemory;
+pub struct NoMemory {
+    /// What they would take, in bytes.
+    pub needed: u64,
+}
+
+impl NoMemory {
+    fn of(chunks: u64) -> Self {
+        Self { needed: chunks.saturating_mul(size_of::<Chunk>() as u64) }
+    }
+}
 
 impl std::fmt::Display for NoMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("there is no memory for a bit for each of its grains")
+        write!(f, "a bit for each of its grains takes {} bytes of memory, which the machine does not have", self.needed)
     }
 }
 
 impl std::error::Error for NoMemory {}
+
+/// What a volume of `size` bytes takes of memory for the bits of its grains of `grain` bytes, in bytes.
+pub fn memory_of_bits(size: u64, grain: u32) -> u64 {
+    NoMemory::of(size.div_ceil(u64::from(grain.max(1))).div_ceil(CHUNK)).needed
+}
 
 /// Bits of neighbouring grains that are armed together.
 struct Chunk {
@@ -60,9 +74,10 @@ struct Segment {
 
 impl Segment {
     fn new(chunks: Range<u64>, stamp: u64) -> Result<Self, NoMemory> {
-        let (start, count) = (chunks.start, usize::try_from(chunks.end - chunks.start).map_err(|_| NoMemory)?);
+        let start = chunks.start;
+        let none = NoMemory::of(chunks.end - start);
         let mut all = Vec::new();
-        all.try_reserve_exact(count).map_err(|_| NoMemory)?;
+        all.try_reserve_exact(usize::try_from(chunks.end - start).map_err(|_| none)?).map_err(|_| none)?;
         all.extend(chunks.map(|_| Chunk::new(stamp)));
         Ok(Self { start, chunks: all.into_boxed_slice() })
     }
@@ -90,14 +105,17 @@ pub(crate) struct Pending {
 
 impl Pending {
     /// Nothing is pending in `count` grains.
-    pub(crate) fn new(count: u64) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// Where there is no memory for their bits.
+    pub(crate) fn new(count: u64) -> Result<Self, NoMemory> {
+        Ok(Self {
             count: AtomicU64::new(count),
-            first: Segment { start: 0, chunks: (0..count.div_ceil(CHUNK)).map(|_| Chunk::new(0)).collect() },
+            first: Segment::new(0..count.div_ceil(CHUNK), 0)?,
             further: Box::new([const { OnceLock::new() }; SEGMENTS]),
             armed: AtomicU64::new(0),
             idle: AtomicBool::new(true),
-        }
+        })
     }
 
     /// Makes sure that there are bits for so many grains. Under the volume's lock.
@@ -243,7 +261,7 @@ mod tests {
 
     #[test]
     fn arming_makes_all_pending_and_clearing_is_exact() {
-        let pending = Pending::new(10_000);
+        let pending = Pending::new(10_000).unwrap();
         assert!(!pending.any(0..10_000));
         pending.arm();
         assert!(pending.any(9_999..10_000));
@@ -266,7 +284,7 @@ mod tests {
 
     #[test]
     fn grains_that_are_added_are_pending_for_whoever_comes_next() {
-        let pending = Pending::new(10);
+        let pending = Pending::new(10).unwrap();
         pending.arm();
         assert!(pending.test_filled(9, false));
         let mut count = 10;
@@ -287,7 +305,7 @@ mod tests {
         }
         pending.clear_all(0..count);
         assert_eq!(pending.first(0..count), None);
-        assert_eq!(pending.reserve(u64::MAX / 512), Err(NoMemory));
+        assert!(pending.reserve(u64::MAX / 512).is_err_and(|none| none.needed > u64::MAX / 512 / 8));
         pending.grow(count + 1).unwrap();
         assert_eq!(pending.first(0..count + 1), None, "the last chunk is filled, and its new grain is nobody's");
     }

@@ -215,6 +215,8 @@ planted! {
     LandedTooEarly,
     /// No host is told that a flush of our own has failed.
     FailureKept,
+    /// A record that could not be cleared leaves no trace.
+    FailedClearForgotten,
 }
 
 /// What has just happened, for whoever watches.

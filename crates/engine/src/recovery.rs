@@ -80,20 +80,10 @@ impl<P: Platform> Volume<P> {
         }
         platform.point(Point::RecoveryMarked).await;
 
-        let mut epoch = all.iter().map(|snapshot| snapshot.epoch).max().unwrap_or(Epoch(0)).max(table.epoch());
-        if lost && !power && boot != NEVER {
-            epoch.0 += LEAP;
-            table.set_epoch(epoch).map_err(OpenError::State)?;
-        }
+        let leaps = lost && !power && boot != NEVER;
+        let epoch = raise_epoch(&platform, &table, &all, leaps, &found).map_err(OpenError::State)?;
         let rebuilt = if power && lost { Some(found.saved.as_ref().map_or(&[][..], |(saved, _)| saved)) } else { None };
         let map = rebuild::open_map(&platform, &storage, &options, rebuilt)?;
-        if let Some((_, newest)) = found.saved
-            && !platform.planted(Planted::EpochReused)
-        {
-            // What is left of snapshots that nobody knows any more must not serve a new one.
-            epoch = epoch.max(newest);
-            table.set_epoch(epoch).map_err(OpenError::State)?;
-        }
         let (mut entries, damaged) = match rebuilt {
             Some(records) => (rebuild::entries_of(records), Vec::new()),
             None => map.scan(),
@@ -103,17 +93,13 @@ impl<P: Platform> Volume<P> {
         map.raise_head(ended).map_err(|error| OpenError::Map(MapError::Io(error)))?;
         platform.point(Point::RecoveryRebuilt).await;
 
-        let snapshots = Snapshots::new(all);
-        let wanted = |grain, before, tag, sequence| snapshots.any_resolving(grains, grain, before, tag, sequence);
         if platform.planted(Planted::UnitIgnored) {
             entries.iter_mut().for_each(|(_, entry)| entry.offset = options.components.place(entry.offset).1);
         }
+        let snapshots = Snapshots::new(all);
         // On record before the entries go, which nobody who stands needs then.
         if !damaged.is_empty() {
-            // Which snapshots the lost entries served cannot be known: none is trusted.
-            let all = snapshots.all();
-            let standing = all.iter().filter(|snapshot| snapshot.broken.get().is_none());
-            mark(&table, standing.map(|snapshot| (snapshot, 0)), BrokenReason::Damaged).map_err(OpenError::State)?;
+            mark_standing(&table, &snapshots).map_err(OpenError::State)?;
         }
         if !platform.planted(Planted::LostForgotten) {
             let losers = lost::losers(&entries, &options.cache.lost, grains, &snapshots);
@@ -129,6 +115,7 @@ impl<P: Platform> Volume<P> {
         let life = table.begin_life().map_err(OpenError::State)?;
         let recording = area.map(|area| Recording { area, life });
         let layout = CacheLayout { first: options.cache.first_tier, recording };
+        let wanted = |grain, before, tag, sequence| snapshots.any_resolving(grains, grain, before, tag, sequence);
         let originals =
             OriginalCache::open(map, entries, damaged, cache, layout, grains, wanted).map_err(OpenError::Map)?;
         platform.point(Point::RecoveryIndexed).await;
@@ -144,7 +131,7 @@ impl<P: Platform> Volume<P> {
             // Every mark is in the table by now. Where this fails, snapshots are lost with the power; nothing else.
             let _ = area.store(originals.device(), false).await;
         }
-        let pending = Pending::new(grains.count());
+        let pending = Pending::new(grains.count()).map_err(OpenError::Memory)?;
         if snapshots.any_live() {
             pending.arm();
         }
@@ -166,6 +153,8 @@ impl<P: Platform> Volume<P> {
             durability: options.durability,
             commits: Commits::default(),
             confirming: Confirming::new(in_doubt),
+            most_used: AtomicU64::new(u64::MAX),
+            bad: Mutex::default(),
             uncleared: Mutex::default(),
             ahead: SavedAhead::default(),
             broke: Notify::default(),
@@ -181,6 +170,36 @@ impl<P: Platform> Volume<P> {
         };
         Ok((volume, recovered))
     }
+}
+
+/// The epoch to go on from, on record: after that of every snapshot, and of what may be left of one.
+fn raise_epoch<P: Platform>(
+    platform: &P,
+    table: &SnapshotTable<StateOf<P>>,
+    all: &[Snapshot],
+    leaps: bool,
+    found: &Found,
+) -> std::io::Result<Epoch> {
+    let mut epoch = all.iter().map(|snapshot| snapshot.epoch).max().unwrap_or(Epoch(0)).max(table.epoch());
+    if leaps {
+        epoch.0 += LEAP;
+        table.set_epoch(epoch)?;
+    }
+    if let Some((_, newest)) = found.saved
+        && !platform.planted(Planted::EpochReused)
+    {
+        // What is left of snapshots that nobody knows any more must not serve a new one.
+        epoch = epoch.max(newest);
+        table.set_epoch(epoch)?;
+    }
+    Ok(epoch)
+}
+
+/// Marks every snapshot that stands damaged: which of them the lost entries served cannot be known, and none is trusted.
+fn mark_standing<M: Mapping>(table: &SnapshotTable<M>, snapshots: &Snapshots) -> std::io::Result<()> {
+    let all = snapshots.all();
+    let standing = all.iter().filter(|snapshot| snapshot.broken.get().is_none());
+    mark(table, standing.map(|snapshot| (snapshot, 0)), BrokenReason::Damaged)
 }
 
 /// Marks snapshots broken, each at a byte of the volume.

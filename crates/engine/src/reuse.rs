@@ -1,41 +1,104 @@
 //! Slots of originals that their consumer has had: preferred over growth, the longest had first (R20).
 //!
 //! A view of a `release` snapshot, or a mover in mode `reconciled`, says what was delivered. That alone changes nothing: what was delivered can
-//! be read again. Only when the cache is full are the slots taken, and before one is, its grain leaves what the snapshot needs, on record: from then on
-//! reading it is an error, never another's bytes.
+//! be read again, as long as no slot is wanted. When a save would make the cache grow, and when it is full, the slots are taken. Before one
+//! is, its grain leaves what the snapshot needs, on record: from then on reading it is an error, never another's bytes.
 //!
-//! The queue is not on record. After a start what was delivered before counts as wanted again, until it is delivered once more.
+//! No more are taken than are wanted, but for a full cache, where many are.
+//!
+//! A slot that several snapshots resolve to is taken when each of them has had it: before, there would be an error and no slot.
+//!
+//! The queue is not on record. After a start what was delivered before counts as wanted again, until it is delivered once more. It has a grain
+//! once, however often it is delivered.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tzero_block::ByteRange;
 use tzero_originals::{GrainIndex, Grains, Originals, RangeSet, SnapshotId};
 
+use crate::ladder::Rung;
 use crate::platform::Platform;
 use crate::points::Event;
 use crate::volume::{SnapshotError, Volume};
 
-/// Most grains whose slots are taken at once.
+/// Most grains whose slots are taken at once in a full cache: each time costs a record.
 const AT_ONCE: usize = 256;
+/// A save takes slots so many times at most before it lets the cache grow: others may hold all of them.
+const MOST_TRIES: u32 = 8;
 
-/// What was delivered, the oldest first.
+/// What was delivered.
 #[derive(Default)]
-pub(crate) struct Delivered(Mutex<VecDeque<(SnapshotId, GrainIndex)>>);
+pub(crate) struct Delivered {
+    queue: Mutex<Queue>,
+    /// How many may be taken.
+    takable: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// What may be taken, the oldest first.
+    order: VecDeque<(SnapshotId, GrainIndex)>,
+    /// What was delivered and is not released, each once.
+    had: HashSet<(SnapshotId, GrainIndex)>,
+    /// Those of them whose slots others hold who have not had them.
+    shared: Vec<(SnapshotId, GrainIndex)>,
+}
 
 impl Delivered {
-    fn push(&self, id: SnapshotId, grain: GrainIndex) {
-        self.0.lock().expect("nothing panics under this lock").push_back((id, grain));
+    fn change<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> T {
+        let mut queue = self.queue.lock().expect("nothing panics under this lock");
+        let result = change(&mut queue);
+        self.takable.store(queue.order.len(), Ordering::Relaxed);
+        result
     }
 
-    fn take(&self) -> Vec<(SnapshotId, GrainIndex)> {
-        let mut queue = self.0.lock().expect("nothing panics under this lock");
-        let count = queue.len().min(AT_ONCE);
-        queue.drain(..count).collect()
+    fn push(&self, id: SnapshotId, grain: GrainIndex) {
+        self.change(|queue| {
+            if queue.had.insert((id, grain)) {
+                queue.order.push_back((id, grain));
+            }
+        });
+    }
+
+    fn take(&self, most: usize) -> Vec<(SnapshotId, GrainIndex)> {
+        self.change(|queue| {
+            let count = queue.order.len().min(most);
+            queue.order.drain(..count).collect()
+        })
+    }
+
+    /// Whether all of these snapshots have had the grain; where not, it is taken up again when one of the others goes.
+    fn all_had(&self, holders: &[SnapshotId], taken: (SnapshotId, GrainIndex)) -> bool {
+        self.change(|queue| {
+            let all = holders.iter().all(|id| queue.had.contains(&(*id, taken.1)));
+            if !all {
+                queue.shared.push(taken);
+            }
+            all
+        })
+    }
+
+    fn released(&self, id: SnapshotId, grains: &[GrainIndex]) {
+        self.change(|queue| {
+            for grain in grains {
+                queue.had.remove(&(id, *grain));
+            }
+        });
+    }
+
+    /// A snapshot has released something by itself: what it held together with others may be theirs alone now.
+    pub(crate) fn others_may_take(&self) {
+        self.change(|queue| queue.order.extend(std::mem::take(&mut queue.shared)));
     }
 
     pub(crate) fn forget(&self, gone: SnapshotId) {
-        self.0.lock().expect("nothing panics under this lock").retain(|(id, _)| *id != gone);
+        self.change(|queue| {
+            queue.order.extend(std::mem::take(&mut queue.shared));
+            queue.order.retain(|(id, _)| *id != gone);
+            queue.had.retain(|(id, _)| *id != gone);
+        });
     }
 }
 
@@ -101,21 +164,51 @@ impl<P: Platform> Volume<P> {
         Ok(())
     }
 
-    /// Takes slots of what was delivered; `false` says that there is nothing to take.
+    /// Takes slots of what was delivered, rather than let the cache grow by `slots`.
+    pub(crate) async fn reuse_before_growth(&self, slots: u64) {
+        for _ in 0..MOST_TRIES {
+            let any = self.delivered.takable.load(Ordering::Relaxed) > 0 && self.platform.has_rung(Rung::Reuse);
+            let growth = if any { self.originals.growth(slots) } else { 0 };
+            if growth == 0 {
+                return;
+            }
+            self.reuse(growth as usize).await;
+        }
+    }
+
+    /// Takes slots of what was delivered, the cache being full; `false` says that there is nothing to take.
     pub(crate) async fn reuse_delivered(&self) -> bool {
-        let taken = self.delivered.take();
+        self.platform.has_rung(Rung::Reuse) && self.reuse(AT_ONCE).await
+    }
+
+    async fn reuse(&self, most: usize) -> bool {
+        let taken = self.delivered.take(most);
         let mut by_snapshot: BTreeMap<SnapshotId, Vec<GrainIndex>> = BTreeMap::new();
-        for (id, grain) in &taken {
-            by_snapshot.entry(*id).or_default().push(*grain);
+        for &(id, grain) in &taken {
+            let holders = self.holders(id, grain);
+            if self.delivered.all_had(&holders, (id, grain)) {
+                holders.iter().for_each(|holder| by_snapshot.entry(*holder).or_default().push(grain));
+            }
         }
         for (id, grains) in by_snapshot {
             let ranges: Vec<ByteRange> = grains.iter().map(|grain| self.grains().range(*grain)).collect();
+            self.delivered.released(id, &grains);
             // A snapshot that is gone meanwhile has freed them itself; where it cannot be recorded they stay.
-            if self.release(id, &ranges).await.is_ok() {
+            if self.release_ranges(id, &ranges).await.is_ok() {
                 grains.iter().for_each(|grain| self.platform.observe(Event::ReadReleased { grain: *grain }));
             }
         }
         !taken.is_empty()
+    }
+
+    /// The snapshots that hold the original that this one resolves to.
+    fn holders(&self, id: SnapshotId, grain: GrainIndex) -> Vec<SnapshotId> {
+        let Some(snapshot) = self.snapshots.find(|snapshot| snapshot.id == id) else { return Vec::new() };
+        let Some((before, entry)) = self.originals.resolve_with_before(grain, snapshot.epoch) else {
+            return Vec::new();
+        };
+        let holders = self.snapshots.resolving(self.grains(), grain, before, entry.tag, entry.sequence);
+        holders.iter().map(|snapshot| snapshot.id).collect()
     }
 }
 

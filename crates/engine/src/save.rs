@@ -19,7 +19,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tzero_block::{BlockDevice, ByteRange};
+use tzero_block::{BlockDevice, ByteRange, Error, Fault};
 use tzero_io::{Buffer, is_zero, yield_now};
 use tzero_originals::{BrokenReason, CacheError, Epoch, GrainIndex, Grains, Original, Payload, Reservation};
 
@@ -36,8 +36,13 @@ const MOST_BYTES: u64 = 1 << 20;
 /// Most grains that are looked at under one hold of the volume's lock: what a host change elsewhere may have to wait for.
 pub(crate) const MOST_LOOKED_AT: usize = 1024;
 
-/// The host's change must fail: a snapshot was made so, and there is no room for its original.
-pub(crate) struct MustFail;
+/// Why the host's change must fail.
+pub(crate) enum MustFail {
+    /// A snapshot was made so, and there is no room for its original.
+    NoSpace,
+    /// The base is out of reach, for the change as for its originals: those are there still, and stay needed.
+    OutOfReach(Error),
+}
 
 /// Why originals are saved.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,6 +51,15 @@ enum Cause {
     Change,
     /// One may, some day.
     Ahead,
+}
+
+/// Originals that the base did not give.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BadOriginals {
+    /// How many grains since the volume was opened.
+    pub grains: u64,
+    /// Where the newest is, in bytes of the volume.
+    pub newest: u64,
 }
 
 /// What was saved ahead of any change.
@@ -83,9 +97,15 @@ impl<P: Platform> Volume<P> {
     /// Saves what a change with this tag would destroy in `range`, except grains in the ascending runs of `spared`.
     ///
     /// # Errors
-    /// Where a snapshot was made to fail writes rather than break, and there is no room.
-    pub(crate) async fn save(&self, range: ByteRange, tag: Epoch, spared: &[Range<u64>]) -> Result<(), MustFail> {
-        self.save_for(Cause::Change, range, tag, spared).await
+    /// Where a snapshot was made to fail writes rather than break, and there is no room; where the base cannot be reached.
+    pub(crate) async fn save(
+        &self,
+        range: ByteRange,
+        tag: Epoch,
+        spared: &[Range<u64>],
+        patience: &Patience,
+    ) -> Result<(), MustFail> {
+        self.save_for(Cause::Change, range, tag, spared, patience).await
     }
 
     /// Saves originals of a range before any change asks for them (R14), until the cache is half full. The next change there then waits for
@@ -100,13 +120,17 @@ impl<P: Platform> Volume<P> {
                 return piece.start();
             }
             let pending = self.pending.any(self.grains().touched(piece));
-            // It has no reason to fail: only a change is told that it must.
-            if pending && self.save_for(Cause::Ahead, piece, tag, &[]).await.is_err() {
+            if pending && self.save_for(Cause::Ahead, piece, tag, &[], &Patience::default()).await.is_err() {
                 return piece.start();
             }
             yield_now().await;
         }
         range.end()
+    }
+
+    /// Originals that could not be read when a change was about to destroy them: whoever needs them gets an error there, for ever.
+    pub fn bad_originals(&self) -> BadOriginals {
+        *self.bad.lock().expect("nothing panics under this lock")
     }
 
     /// What was saved ahead of any change since the volume was opened.
@@ -120,6 +144,7 @@ impl<P: Platform> Volume<P> {
         range: ByteRange,
         tag: Epoch,
         spared: &[Range<u64>],
+        patience: &Patience,
     ) -> Result<(), MustFail> {
         let touched = self.grains().touched(range);
         let mut next = touched.start;
@@ -134,7 +159,7 @@ impl<P: Platform> Volume<P> {
                 Collected::Claimed { grains, rest } => {
                     next = rest;
                     let claims = Claims { volume: self, grains: &grains };
-                    self.save_claimed(cause, &grains, tag).await?;
+                    self.save_claimed(cause, &grains, tag, patience).await?;
                     drop(claims);
                 }
                 Collected::Blocked { at } => {
@@ -223,7 +248,13 @@ impl<P: Platform> Volume<P> {
         }
     }
 
-    async fn save_claimed(&self, cause: Cause, grains: &[GrainIndex], tag: Epoch) -> Result<(), MustFail> {
+    async fn save_claimed(
+        &self,
+        cause: Cause,
+        grains: &[GrainIndex],
+        tag: Epoch,
+        patience: &Patience,
+    ) -> Result<(), MustFail> {
         // A save is of the bytes that the volume has now: who has a tag that this one serves came before what is added meanwhile.
         let cut = self.grains();
         self.platform.point(Point::Claimed).await;
@@ -233,14 +264,19 @@ impl<P: Platform> Volume<P> {
         }
         let mut runs: VecDeque<&[GrainIndex]> = grains.chunk_by(|before, after| before.0 + 1 == after.0).collect();
         while let Some(run) = runs.pop_front() {
-            let originals = self.read_originals(cut, run).await;
+            let originals = match self.read_originals(cut, run).await {
+                Ok(originals) => originals,
+                Err(error) => {
+                    self.settle_bits(grains).await;
+                    return Err(MustFail::OutOfReach(error));
+                }
+            };
             self.platform.point(Point::OriginalRead).await;
             if cause == Cause::Ahead && !originals.bad.is_empty() {
                 // The change that needs such a one tries again. Its neighbours are saved each by itself.
                 runs.extend(run.chunks(1).filter(|_| run.len() > 1));
                 continue;
             }
-            let mut patience = Patience::default();
             loop {
                 let reason = match self.keep(cut, run, tag, &originals).await {
                     Err(reason) => reason,
@@ -253,7 +289,7 @@ impl<P: Platform> Volume<P> {
                 };
                 let room = match reason {
                     _ if cause == Cause::Ahead && !self.platform.planted(Planted::AheadBreaks) => break,
-                    BrokenReason::CacheFull => self.make_room(run, tag, &mut patience).await,
+                    BrokenReason::CacheFull | BrokenReason::MapFull => self.make_room(reason, run, tag, patience).await,
                     _ => Room::None,
                 };
                 match room {
@@ -268,7 +304,7 @@ impl<P: Platform> Volume<P> {
                     Room::FailWrite => {
                         self.platform.observe(Event::WriteFailed);
                         self.settle_bits(grains).await;
-                        return Err(MustFail);
+                        return Err(MustFail::NoSpace);
                     }
                 }
             }
@@ -277,13 +313,18 @@ impl<P: Platform> Volume<P> {
         Ok(())
     }
 
-    /// The originals of neighbouring grains; `None` where the base cannot be read.
-    async fn read_originals(&self, cut: Grains, run: &[GrainIndex]) -> Originals {
+    /// The originals of neighbouring grains, without those that the base cannot give.
+    ///
+    /// # Errors
+    /// Where the base cannot be reached: that says nothing of what is there.
+    async fn read_originals(&self, cut: Grains, run: &[GrainIndex]) -> Result<Originals, Error> {
         let range = run_range(cut, run);
         let (buffer, result) = self.base.read(range.start(), Buffer::uncleared(range.len() as usize)).await;
         let mut originals = Originals { bytes: buffer, bad: BTreeSet::new() };
-        if result.is_ok() {
-            return originals;
+        match result {
+            Ok(()) => return Ok(originals),
+            Err(error) if is_out_of_reach(&error) => return Err(error),
+            Err(_) => {}
         }
         // One unreadable grain must not cost its neighbours: each by itself.
         for grain in run {
@@ -292,6 +333,11 @@ impl<P: Platform> Volume<P> {
             let (single, result) = self.base.read(range_of_grain.start(), single).await;
             let at = (range_of_grain.start() - range.start()) as usize;
             let place = &mut originals.bytes[at..at + single.len()];
+            if let Err(error) = result.as_ref()
+                && is_out_of_reach(error)
+            {
+                return result.map(|()| originals);
+            }
             if result.is_ok() {
                 place.copy_from_slice(&single);
             } else if self.platform.planted(Planted::BadOriginalAsZeroes) {
@@ -301,7 +347,7 @@ impl<P: Platform> Volume<P> {
                 self.platform.observe(Event::BadOriginal { grain: *grain });
             }
         }
-        originals
+        Ok(originals)
     }
 
     /// Stores the payloads, publishes the entries, indexes them. Gives the slots that they take.
@@ -332,6 +378,7 @@ impl<P: Platform> Volume<P> {
                 payloads.push(Payload::Stored { offset: 0, checksum: crc32c::crc32c(bytes) });
             }
         }
+        self.reuse_before_growth(stored.len() as u64).await;
         let reservation =
             self.originals.reserve(run.len() as u64, stored.len() as u64).map_err(|error| match error {
                 CacheError::Full => BrokenReason::CacheFull,
@@ -357,6 +404,11 @@ impl<P: Platform> Volume<P> {
                 _ => None,
             };
             self.platform.observe(Event::Published { grain, tag, sequence: *sequence, cache_offset });
+        }
+        if let Some(last) = originals.bad.last() {
+            let mut bad = self.bad.lock().expect("nothing panics under this lock");
+            bad.grains += originals.bad.len() as u64;
+            bad.newest = cut.range(GrainIndex(*last)).start();
         }
         self.originals.index(&published, self.platform.planted(Planted::LastOriginalWins));
         if self.platform.planted(Planted::PayloadAfterEntry) {
@@ -529,6 +581,11 @@ impl<P: Platform> Volume<P> {
             }
         }
     }
+}
+
+/// Whether a read failed because of the way to the base, and not because of the base.
+fn is_out_of_reach(error: &Error) -> bool {
+    matches!(error.fault, Fault::Link(_))
 }
 
 /// The bytes of neighbouring grains.

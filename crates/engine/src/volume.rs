@@ -33,10 +33,10 @@ use crate::confirm::Confirming;
 use crate::control::ReleasedLog;
 use crate::first::within;
 use crate::ladder::Movers;
-use crate::pending::Pending;
+use crate::pending::{NoMemory, Pending};
 use crate::platform::Platform;
 use crate::reuse::Delivered;
-use crate::save::SavedAhead;
+use crate::save::{BadOriginals, SavedAhead};
 use crate::snapshots::{Snapshot, SnapshotInfo, Snapshots};
 
 pub(crate) type StateOf<P> = <<P as Platform>::Storage as Storage>::Mapping;
@@ -94,6 +94,8 @@ pub enum OpenError {
     Table(TableError),
     /// The state cannot be read or written.
     State(std::io::Error),
+    /// There is no memory for the bits of its grains.
+    Memory(NoMemory),
 }
 
 impl fmt::Display for OpenError {
@@ -103,6 +105,7 @@ impl fmt::Display for OpenError {
             Self::Map(source) => source.fmt(f),
             Self::Table(source) => source.fmt(f),
             Self::State(source) => write!(f, "the volume's state cannot be used: {source}"),
+            Self::Memory(source) => source.fmt(f),
         }
     }
 }
@@ -114,6 +117,7 @@ impl std::error::Error for OpenError {
             Self::Map(source) => Some(source),
             Self::Table(source) => Some(source),
             Self::State(source) => Some(source),
+            Self::Memory(source) => Some(source),
         }
     }
 }
@@ -223,6 +227,10 @@ pub struct Volume<P: Platform> {
     pub(crate) commits: Commits,
     /// What is to be known of the base before snapshots outlive a loss of power.
     pub(crate) confirming: Confirming,
+    /// Most bytes of originals that there was room for when somebody looked last.
+    pub(crate) most_used: AtomicU64,
+    /// See [`Self::bad_originals`].
+    pub(crate) bad: Mutex<BadOriginals>,
     /// See [`Self::uncleared`].
     pub(crate) uncleared: Mutex<BTreeSet<u32>>,
     /// See [`Self::saved_ahead`].

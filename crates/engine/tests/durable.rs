@@ -5,23 +5,35 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use tzero_block::{Action, ByteRange, Export, ExportError, Faulty, Injected, MemoryDevice};
-use tzero_engine::{CacheOptions, Durability, Platform, SnapshotError, SnapshotKind, Volume, VolumeOptions};
-use tzero_io::{Backend, Buffer, Directory, MappedFile, Mapping, Runtime, Storage};
+use tzero_engine::{
+    CacheOptions, Durability, Platform, SnapshotError, SnapshotKind, SnapshotState, Volume, VolumeOptions,
+};
+use tzero_io::{Backend, Buffer, Directory, MappedFile, Mapping, Runtime, Storage, timeout};
 use tzero_originals::{Components, MapShape};
 
 const SIZE: u64 = 16 * 4096;
+const LONGEST_SAVE: Duration = Duration::from_millis(300);
 
-/// State whose syncs hang as long as it says so.
+/// State whose syncs hang, and whose stores fail, as long as it says so.
 struct Stuck {
     directory: Directory,
     hangs: Arc<AtomicBool>,
+    refuses: Arc<AtomicBool>,
 }
 
 struct StuckFile {
     file: MappedFile,
     hangs: Arc<AtomicBool>,
+    refuses: Arc<AtomicBool>,
+}
+
+impl StuckFile {
+    fn refuse(&self) -> io::Result<()> {
+        if self.refuses.load(Ordering::Relaxed) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
 }
 
 async fn sync(hangs: &AtomicBool) -> io::Result<()> {
@@ -36,9 +48,11 @@ impl Mapping for StuckFile {
         self.file.load(offset)
     }
     fn store(&self, offset: u64, word: u64) -> io::Result<()> {
+        self.refuse()?;
         self.file.store(offset, word)
     }
     fn publish(&self, offset: u64, word: u64) -> io::Result<()> {
+        self.refuse()?;
         self.file.publish(offset, word)
     }
     fn grow(&self, len: u64) -> io::Result<()> {
@@ -56,7 +70,8 @@ impl Storage for Stuck {
     type Mapping = StuckFile;
 
     fn open(&self, name: &str, len: u64) -> io::Result<StuckFile> {
-        Ok(StuckFile { file: self.directory.open(name, len)?, hangs: self.hangs.clone() })
+        let file = self.directory.open(name, len)?;
+        Ok(StuckFile { file, hangs: self.hangs.clone(), refuses: self.refuses.clone() })
     }
     fn exists(&self, name: &str) -> io::Result<bool> {
         self.directory.exists(name)
@@ -91,11 +106,23 @@ impl Platform for Test {
     fn random_id(&self) -> [u8; 16] {
         u128::from(self.0.fetch_add(1, Ordering::Relaxed)).to_be_bytes()
     }
+    fn longest_save(&self) -> u64 {
+        LONGEST_SAVE.as_nanos() as u64
+    }
 }
 
 async fn open(
     directory: &tempfile::TempDir,
     hangs: &Arc<AtomicBool>,
+    boot: u8,
+    durability: Durability,
+) -> Arc<Volume<Test>> {
+    open_over(directory, (hangs, &Arc::default()), boot, durability).await
+}
+
+async fn open_over(
+    directory: &tempfile::TempDir,
+    (hangs, refuses): (&Arc<AtomicBool>, &Arc<AtomicBool>),
     boot: u8,
     durability: Durability,
 ) -> Arc<Volume<Test>> {
@@ -110,7 +137,8 @@ async fn open(
         map_shape: MapShape::DEFAULT,
         cache: CacheOptions::default(),
     };
-    let storage = Stuck { directory: Directory::new(directory.path()), hangs: hangs.clone() };
+    let directory = Directory::new(directory.path());
+    let storage = Stuck { directory, hangs: hangs.clone(), refuses: refuses.clone() };
     let base = Faulty::new(MemoryDevice::from_bytes(vec![7; SIZE as usize]));
     Volume::open(Test(AtomicU64::new(1)), base, MemoryDevice::new(1 << 20), storage, options).await.unwrap().0
 }
@@ -182,5 +210,26 @@ fn a_flush_of_our_own_that_fails_is_told_to_every_session_once() {
         }
         assert_eq!(volume.session().flush().await, Ok(()), "somebody was told");
         assert!(!volume.snapshot("s").unwrap().confirmed);
+    });
+}
+
+#[test]
+fn a_change_does_not_go_on_before_it_is_durable_that_a_mark_is_missing() {
+    Runtime::new(Backend::Auto).unwrap().block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let (hangs, refuses) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let volume = open_over(&directory, (&hangs, &refuses), 1, Durability::Power).await;
+        volume.create_snapshot("s", SnapshotKind::KEPT).await.unwrap();
+        // Neither can its original be published, nor can be stored that the snapshot is broken.
+        refuses.store(true, Ordering::Relaxed);
+        hangs.store(true, Ordering::Relaxed);
+        let session = volume.session();
+        let mut change = pin!(session.write(0, Buffer::copy_of(&[1; 4096]), false));
+        let early = timeout(LONGEST_SAVE / 3, change.as_mut()).await;
+        assert!(early.is_none(), "a loss of power now would bring the snapshot back");
+        assert!(volume.base().inner().to_vec() == [7; SIZE as usize], "nothing has reached the base");
+        // The cache says it instead, after as long as a save may take.
+        change.await.1.unwrap();
+        assert!(matches!(volume.snapshot("s").unwrap().state, SnapshotState::Broken { .. }));
     });
 }

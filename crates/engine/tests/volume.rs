@@ -55,6 +55,9 @@ impl<D: tzero_block::BlockDevice> tzero_block::BlockDevice for Arc2<D> {
     async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), tzero_block::Error> {
         self.0.write_zeroes(range, zeroes).await
     }
+    fn can_zero_fast(&self, range: ByteRange, zeroes: Zeroes) -> bool {
+        self.0.can_zero_fast(range, zeroes)
+    }
     async fn discard(&self, range: ByteRange) -> Result<(), tzero_block::Error> {
         self.0.discard(range).await
     }
@@ -498,7 +501,7 @@ fn what_was_delivered_gives_its_slots_when_they_are_wanted_and_not_before() {
         let states: Vec<_> = volume.map_lines("a").unwrap().iter().map(|line| line.read).collect();
         assert_eq!(states, [true, true, false]);
         assert!(view(&volume, "a").await.unwrap() == t0, "it can be read again as long as no slot is wanted");
-        write(&volume, 4 * 4096, &[1; 4096]).await;
+        write(&volume, 4 * 4096, &[1; 2 * 4096]).await;
         let view = volume.view("a").unwrap();
         for grain in 0..6_u64 {
             let (bytes, result) = view.read(grain * 4096, Buffer::uncleared(4096)).await;
@@ -508,5 +511,133 @@ fn what_was_delivered_gives_its_slots_when_they_are_wanted_and_not_before() {
             }
         }
         assert_eq!(volume.snapshot("a").unwrap().state, SnapshotState::Live);
+    });
+}
+
+#[test]
+fn what_was_delivered_is_used_again_before_the_cache_grows() {
+    run(async || {
+        let fixture = Fixture::new(20);
+        let volume = fixture.open().await;
+        let t0 = fixture.bytes();
+        let kind = SnapshotKind { private: false, ..SnapshotKind::PRIVATE };
+        let snapshot = volume.create_snapshot("a", kind).await.unwrap();
+        write(&volume, 0, &[1; 4 * 4096]).await;
+        for _ in 0..100 {
+            volume.mark_read(snapshot.id, &[ByteRange::new(0, 4 * 4096)]).unwrap();
+        }
+        for grain in 8..12 {
+            write(&volume, grain * 4096, &[1; 4096]).await;
+            assert_eq!(volume.statistics().originals.bytes, 4 * 4096, "each takes a slot that was had");
+        }
+        let view = volume.view("a").unwrap();
+        for grain in 0..16_u64 {
+            let (bytes, result) = view.read(grain * 4096, Buffer::uncleared(4096)).await;
+            match grain {
+                0..4 => assert_eq!(result, Err(ExportError::Io), "its slot is another's"),
+                _ => assert!(result.is_ok() && bytes[..] == t0[grain as usize * 4096..][..4096]),
+            }
+        }
+    });
+}
+
+#[test]
+fn a_slot_that_two_hold_is_used_again_when_both_have_had_it() {
+    run(async || {
+        let fixture = Fixture::new(20);
+        let volume = fixture.open().await;
+        let kind = SnapshotKind { private: false, ..SnapshotKind::PRIVATE };
+        let kept = volume.create_snapshot("kept", SnapshotKind::KEPT).await.unwrap();
+        let one = volume.create_snapshot("one", kind).await.unwrap();
+        let two = volume.create_snapshot("two", kind).await.unwrap();
+        let whole = [ByteRange::new(0, 2 * 4096)];
+        write(&volume, 0, &[1; 2 * 4096]).await;
+        let (t0, used) = (view(&volume, "kept").await.unwrap(), || volume.statistics().originals.bytes / 4096);
+        volume.mark_read(one.id, &whole).unwrap();
+        volume.mark_read(two.id, &whole).unwrap();
+        write(&volume, 8 * 4096, &[1; 4096]).await;
+        for name in ["one", "two", "kept"] {
+            assert!(view(&volume, name).await.unwrap() == t0, "an error there would give no slot");
+        }
+        assert_eq!(used(), 3);
+        volume.delete_snapshot(kept.id).await.unwrap();
+        write(&volume, 9 * 4096, &[1; 4096]).await;
+        assert_eq!(used(), 3, "two slots were had by both who are left, and one of them serves again");
+        for name in ["one", "two"] {
+            assert_eq!(view(&volume, name).await.map(drop), Err(ExportError::Io));
+        }
+    });
+}
+
+#[test]
+fn the_room_of_the_file_system_counts_like_a_limit() {
+    run(async || {
+        let fixture = Fixture::new(1 << 20);
+        let volume = fixture.open().await;
+        volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap();
+        write(&volume, 0, &[1; 4 * 4096]).await;
+        assert!(!volume.pressure().nearly_full);
+        volume.has_room_for(4096);
+        assert!(volume.pressure().nearly_full);
+        assert_eq!(volume.save_ahead(ByteRange::new(0, SIZE)).await, 0, "more than half of what there is room for");
+        volume.has_room_for(8 * 4096);
+        assert_eq!(volume.save_ahead(ByteRange::new(0, SIZE)).await, SIZE);
+    });
+}
+
+#[test]
+fn a_change_waits_as_long_as_one_may_however_many_saves_it_needs() {
+    run(async || {
+        let fixture = Fixture::new(10);
+        let volume = fixture.open().await;
+        let snapshot = volume.create_snapshot("a", SnapshotKind::PRIVATE).await.unwrap();
+        let at_work = volume.mover_at_work();
+        write(&volume, 0, &[1; 10 * 4096]).await;
+        let writer = tzero_io::spawn({
+            let volume = Arc::clone(&volume);
+            async move { write(&volume, 10 * 4096, &[2; 10 * 4096]).await }
+        });
+        // No save by itself would wait for more than a bit, all together do.
+        for grain in (0..10).step_by(2) {
+            tzero_io::sleep(std::time::Duration::from_millis(12)).await;
+            let _ = volume.release(snapshot.id, &[ByteRange::new(grain * 4096, 2 * 4096)]).await;
+        }
+        writer.await;
+        let state = volume.snapshot("a").unwrap().state;
+        assert!(matches!(state, SnapshotState::Broken { reason: BrokenReason::CacheFull, .. }), "{state:?}");
+        drop(at_work);
+    });
+}
+
+#[test]
+fn a_base_that_cannot_be_reached_costs_the_change_and_no_original() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        let t0 = fixture.bytes();
+        volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap();
+        fixture.base.inject(Action::Read, ByteRange::new(0, SIZE), Injected::Unreachable, 0, u64::MAX);
+        let (_, result) = volume.session().write(0, Buffer::copy_of(&[1; 8 * 4096]), false).await;
+        assert_eq!(result, Err(ExportError::Io));
+        assert_eq!((volume.statistics().originals.entries, volume.bad_originals().grains), (0, 0));
+        assert_eq!(volume.save_ahead(ByteRange::new(0, SIZE)).await, 0);
+        fixture.base.heal();
+        assert!(fixture.bytes() == t0, "nothing was changed");
+        write(&volume, 0, &[1; 8 * 4096]).await;
+        assert!(view(&volume, "a").await.unwrap() == t0);
+    });
+}
+
+#[test]
+fn zeroes_that_cannot_be_fast_save_nothing() {
+    run(async || {
+        let fixture = Fixture::new(64);
+        let volume = fixture.open().await;
+        volume.create_snapshot("a", SnapshotKind::KEPT).await.unwrap();
+        let zeroes = Zeroes { fast: true, ..Zeroes::default() };
+        fixture.base.zero_slowly();
+        let result = volume.session().write_zeroes(ByteRange::new(0, 8 * 4096), zeroes).await;
+        assert_eq!(result, Err(ExportError::Unsupported));
+        assert_eq!(volume.statistics().originals.entries, 0);
     });
 }

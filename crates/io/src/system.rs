@@ -28,6 +28,13 @@ pub fn boot_id() -> io::Result<[u8; 16]> {
     Ok(number.to_be_bytes())
 }
 
+/// Bytes of memory that new work can have without any being taken from what is in use; nothing where the kernel does not say.
+pub fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// Nanoseconds on a clock that never goes back; its zero is arbitrary.
 pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

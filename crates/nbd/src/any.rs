@@ -82,6 +82,10 @@ impl BlockDevice for AnyDevice {
         either!(self, device => device.write_zeroes(range, zeroes).await)
     }
 
+    fn can_zero_fast(&self, range: ByteRange, zeroes: Zeroes) -> bool {
+        either!(self, device => device.can_zero_fast(range, zeroes))
+    }
+
     async fn discard(&self, range: ByteRange) -> Result<(), Error> {
         either!(self, device => device.discard(range).await)
     }

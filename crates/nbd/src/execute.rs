@@ -16,7 +16,7 @@ fn refusal_of(error: ExportError, fast: bool) -> Refusal {
         ExportError::Unknown => (Errno::Inval, "there is no such export"),
         ExportError::ReadOnly => (Errno::Perm, "the export is read-only"),
         ExportError::Io => (Errno::Io, "the bytes cannot be had or kept"),
-        ExportError::NoSpace => (Errno::NoSpc, "no space is left on the base"),
+        ExportError::NoSpace => (Errno::NoSpc, "no space is left, on the base or for an original that must be kept"),
         ExportError::Busy => (Errno::Io, "the export has another client"),
         ExportError::Invalid => (Errno::Inval, "the request is invalid"),
         ExportError::Unsupported if fast => (Errno::NotSup, "this cannot be done fast"),

@@ -481,8 +481,8 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         Some(entry.filter(|entry| entry.tag == located.tag && self.grains.at(entry.offset) == grain))
     }
 
-    /// Says that the consumer of a snapshot of `epoch` has had the original of `grain`; `false` where there is none, so that nothing is to be
-    /// reused.
+    /// Says that the consumer of a snapshot of `epoch` has had the original of `grain`; `false` where there is none that has a slot, so that
+    /// nothing is to be reused.
     ///
     /// # Errors
     /// Where stores can fail.
@@ -490,8 +490,24 @@ impl<M: Mapping, D: BlockDevice> OriginalCache<M, D> {
         // Under the shard's lock: an entry is withdrawn under it, too.
         let shard = self.shard(grain);
         let Some(located) = shard.resolve(grain, epoch) else { return Ok(false) };
-        self.map.mark_read(located.position)?;
-        Ok(true)
+        let Some(entry) = self.map.entry(located.position) else { return Ok(false) };
+        if entry.state == EntryState::Unread {
+            self.map.mark_read(located.position)?;
+        }
+        Ok(matches!(entry.payload, Payload::Stored { .. }))
+    }
+
+    /// As [`Self::resolve`], of what can be read, with the tag of the original before.
+    pub fn resolve_with_before(&self, grain: GrainIndex, epoch: Epoch) -> Option<(Option<Epoch>, Entry)> {
+        let shard = self.shard(grain);
+        let located = shard.resolve(grain, epoch)?;
+        let before = shard.of(grain).iter().map(|other| other.tag).rfind(|tag| *tag < located.tag);
+        Some((before, self.map.entry(located.position)?))
+    }
+
+    /// How many slots that nothing was ever in so many more stored originals would take.
+    pub fn growth(&self, stored: u64) -> u64 {
+        self.space().slots.growth(stored)
     }
 
     /// Frees the originals of a grain that `wanted` (the tag before it, its tag, its sequence) does not want; gives the freed cache offsets.

@@ -80,6 +80,11 @@ impl Slots {
         places.min(self.limit.saturating_sub(self.taken))
     }
 
+    /// Of `count` places, how many more they are than were given out and are free.
+    pub(crate) fn growth(&self, count: u64) -> u64 {
+        count.saturating_sub(self.free_count + self.bare_count)
+    }
+
     /// `count` places as runs, or `None` (and nothing taken) if there are not as many.
     pub(crate) fn take(&mut self, count: u64) -> Option<Vec<Range<u64>>> {
         if self.available() < count {

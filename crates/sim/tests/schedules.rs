@@ -126,6 +126,7 @@ caught! {
     doubt_forgotten_is_caught: DoubtForgotten,
     end_of_broken_is_caught: EndOfBroken,
     failure_kept_is_caught: FailureKept,
+    failed_clear_forgotten_is_caught: FailedClearForgotten,
     found_not_durable_is_caught: FoundNotDurable,
     increment_admitted_anew_is_caught: IncrementAdmittedAnew,
     landed_too_early_is_caught: LandedTooEarly,

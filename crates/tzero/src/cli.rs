@@ -317,7 +317,7 @@ pub(crate) struct Restore {
     pub(crate) target: Target,
 
     /// Restore these bytes only, in place
-    #[arg(long, value_name = "OFFSET+LENGTH", value_parser = arguments::range)]
+    #[arg(long, value_name = "OFFSET+LENGTH", value_parser = arguments::range, allow_hyphen_values = true)]
     pub(crate) range: Vec<ByteRange>,
 
     /// Read the target first, and write only what differs

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tzero_copy::{Event, Phase};
 
-use crate::output::{Output, bytes, notice};
+use crate::output::{Output, bytes, clock, notice};
 
 /// Least time between two progress events.
 const EVENT_STEP: Duration = Duration::from_millis(250);
@@ -113,16 +113,6 @@ fn figures(done: u64, total: u64, here: u64, elapsed: Duration) -> String {
     let rate = here as f64 / elapsed.as_secs_f64();
     let left = (total.saturating_sub(done) as f64 / rate).ceil() as u64;
     format!("{far} {}/s, {} left", bytes(rate as u64), clock(left))
-}
-
-/// Seconds as people write them.
-fn clock(seconds: u64) -> String {
-    let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{rest} s"),
-        (0, _) => format!("{minutes}:{rest:02}"),
-        _ => format!("{hours}:{minutes:02}:{rest:02}"),
-    }
 }
 
 #[cfg(test)]

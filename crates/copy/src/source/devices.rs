@@ -18,6 +18,8 @@ use crate::manifest::Transport;
 const CACHE_REACH: u64 = 1 << 56;
 /// How long a server may be away. A mover can go on later, so it need not wait for long.
 const OUTAGE: Duration = Duration::from_secs(30);
+/// A server that leaves a read unanswered for so long has gone. Nothing is written here, so that nothing can come late.
+const UNANSWERED: Duration = Duration::from_secs(60);
 /// Connections at most to one server: reads are spread over threads, of which a mover has few.
 const CONNECTIONS: usize = 2;
 
@@ -75,8 +77,12 @@ pub(super) async fn open(begun: &Begun, descriptors: Vec<OwnedFd>) -> Result<Dev
 /// Connects to an export of at least `needs` bytes, for reading.
 async fn connect(uri: &str, needs: u64) -> Result<NbdDevice, DaemonFault> {
     let parsed = uri.parse().map_err(|_| DaemonFault::Protocol)?;
-    let options =
-        ClientOptions { connections: CONNECTIONS, reconnect: Reconnect { within: OUTAGE }, ..ClientOptions::default() };
+    let options = ClientOptions {
+        connections: CONNECTIONS,
+        request: Some(UNANSWERED),
+        reconnect: Reconnect { within: OUTAGE },
+        ..ClientOptions::default()
+    };
     let device = NbdDevice::open(parsed, options).await;
     let device = device.map_err(|source| DaemonFault::Export { uri: uri.into(), source })?;
     let has = device.geometry().size;

@@ -32,7 +32,7 @@ struct Held {
     /// What it reads, where it can have nothing else.
     _view: Option<Shown>,
     /// Hosts may be slowed down as long as somebody makes space.
-    _at_work: MoverAtWork<Production>,
+    _at_work: Option<MoverAtWork<Production>>,
 }
 
 impl Held {
@@ -259,7 +259,9 @@ impl Session {
             released: Some(released_page(&volume, info.id, 0)?),
             scope: info.scope.as_ref().map(|scope| scope.iter().map(|part| (part.start(), part.len())).collect()),
         };
-        let at_work = serving(&volume)?.engine.mover_at_work();
+        // One that copies what is kept makes none.
+        let releases = info.originals == Originals::Release;
+        let at_work = if releases { Some(serving(&volume)?.engine.mover_at_work()) } else { None };
         self.held = Some(Held { lease, info, resumable, _view: view, _at_work: at_work });
         let line = line_of(&Reply::Begun(Box::new(begun)));
         let sent = descriptors::send(&self.stream, &line, &files.iter().map(File::as_fd).collect::<Vec<_>>())?;

@@ -29,7 +29,10 @@ pub(super) fn refuse_broken(path: &SnapshotPath, info: &SnapshotInfo) -> Result<
     match broken(&info.state) {
         None => Ok(()),
         Some(reason) => {
-            let sentence = format!("the snapshot {path} is broken: {reason}; delete it and take another");
+            let sentence = match info.private {
+                true => format!("the instant that this backup copies is lost: {reason}; begin it anew"),
+                false => format!("the snapshot {path} is broken: {reason}; delete it and take another"),
+            };
             Err(refused(FailureCode::Broken, sentence))
         }
     }

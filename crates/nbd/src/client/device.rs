@@ -117,6 +117,10 @@ impl BlockDevice for NbdDevice {
         self.sectors.write_zeroes(range, zeroes).await
     }
 
+    fn can_zero_fast(&self, _range: ByteRange, _zeroes: Zeroes) -> bool {
+        self.remote().common.agreed.can_zero_fast()
+    }
+
     async fn discard(&self, range: ByteRange) -> Result<(), Error> {
         self.sectors.discard(range).await
     }

@@ -14,11 +14,13 @@ use crate::cli::{self, Backup, Mode};
 use crate::commands::client;
 use crate::ending::Ending;
 use crate::interrupt;
-use crate::output::{Output, bytes, notice};
+use crate::output::{Output, bytes, clock, notice};
 use crate::paths::{absolute, recorded};
 use crate::progress::Progress;
 use crate::scope;
 
+/// A copy that reads fewer bytes a second than this is a slow one.
+const SLOW_COPY: u64 = 64 << 20;
 /// Environment variable of tests of the ladder for a full cache, and the rung in it that is the mover's; see `tzero serve` for the others.
 const WITHOUT: &str = "TZERO_TEST_WITHOUT";
 const HURRY: &str = "hurry";
@@ -58,6 +60,11 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
         resume: command.resume,
         verify: command.verify,
     };
+    if let Source::Volume(name) = &source
+        && !command.resume
+    {
+        foretell(&client(state)?.volume(name)?);
+    }
     let cancel = Cancel::from_flag(interrupt::flag()?);
     let mut progress = Progress::new(output);
     let outcome = tzero_copy::backup(&request, &mut |event| progress.show(event), &cancel);
@@ -65,6 +72,22 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
     let outcome = outcome?;
     report(&outcome, output);
     Ok(outcome.exit())
+}
+
+/// Says when the originals would need more room than there is, if that may be before the copy is done.
+fn foretell(volume: &control::Volume) {
+    let Some(forecast) = &volume.forecast else { return };
+    let Some(seconds) = forecast.full_in_seconds else { return };
+    let needed = volume.size / seconds.max(1);
+    if needed >= SLOW_COPY {
+        notice(format!(
+            "at the rate at which {} is changed now its originals would need more room than the {} that there is in {}, or later: a copy that is done by then reads {}/s",
+            volume.name,
+            bytes(forecast.room),
+            clock(seconds),
+            bytes(needed),
+        ));
+    }
 }
 
 /// How an outboard copy is to be made, where that is said.

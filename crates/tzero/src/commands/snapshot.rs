@@ -148,6 +148,10 @@ fn show(snapshot: &control::Snapshot, output: Output) {
         originals(snapshot.originals),
         bytes(snapshot.unique_bytes)
     ));
+    if snapshot.unreadable_bytes > 0 {
+        let unreadable = bytes(snapshot.unreadable_bytes);
+        output.line(format!("unreadable {unreadable}: the base gave an error when they were to be saved"));
+    }
     output.line(format!("when full  {}", snapshot.on_full));
     if snapshot.private {
         let mover = if snapshot.mover { "a mover is at work" } else { "no mover is at work" };

@@ -3,14 +3,16 @@
 use std::path::Path;
 
 use serde_json::json;
-use tzero_api::control::{self, AddVolume, AheadState, DEFAULT_GRAIN, Durability, SaveAhead, TierKind, VolumeState};
+use tzero_api::control::{
+    self, AddVolume, AheadState, Basis, DEFAULT_GRAIN, Durability, Forecast, SaveAhead, TierKind, VolumeState,
+};
 use tzero_api::{Exit, Place, Rate, RebaseVolume, ResizeVolume, Size, StatePaths};
 
 use crate::cli::{Volume, VolumeAdd};
 use crate::commands::client;
 use crate::commands::status::unfinished;
 use crate::ending::Ending;
-use crate::output::{Output, bytes};
+use crate::output::{Output, bytes, clock};
 use crate::paths::recorded;
 
 pub(crate) fn run(command: Volume, state: &StatePaths, output: Output) -> Result<Exit, Ending> {
@@ -158,12 +160,33 @@ fn show(volume: &control::Volume, output: Output) {
             Durability::Power => "power: snapshots survive a loss of power",
         }
     ));
+    if let Some(forecast) = &volume.forecast {
+        output.line(format!("forecast    {}", foretold(forecast)));
+    }
     if let Some(ahead) = &volume.save_ahead {
         output.line(format!("save ahead  {}", saved_ahead(ahead, volume.size)));
     }
     output.line(format!("snapshots   {}", volume.snapshots));
     output.line(format!("clients     {}", volume.connections));
     output.line(format!("configured  {}", yes_no(volume.declared)));
+}
+
+/// When the cache is full.
+fn foretold(forecast: &Forecast) -> String {
+    let room = match forecast.room {
+        // More than any file system has: nobody knows.
+        room if room > 1 << 60 => String::new(),
+        room => format!("room for {}; ", bytes(room)),
+    };
+    let rate = format!("{}/s", bytes(forecast.rate));
+    match (forecast.full_in_seconds, forecast.basis) {
+        (Some(seconds), Basis::Saved) => format!("{room}full in {} at {rate}", clock(seconds)),
+        (Some(seconds), Basis::Changed) => {
+            format!("{room}a snapshot would have {} at least, as the host changes {rate}", clock(seconds))
+        }
+        (None, Basis::Saved) => format!("{room}nothing is being saved"),
+        (None, Basis::Changed) => format!("{room}nothing is being changed"),
+    }
 }
 
 /// How far originals are saved ahead of the host's changes.
