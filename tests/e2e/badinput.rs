@@ -83,7 +83,7 @@ fn names_and_sizes_that_cannot_be() {
     // More than the machine has memory for the bits of.
     let memory = Mounted::memory(&scratch.join("memory"), MIB);
     let huge = memory.path().join("huge");
-    let said = daemon.refuses(1, &format!("volume add huge {} --size 4E", shown(&huge)));
+    let said = daemon.refuses(1, &format!("volume add huge {} --size 4000P", shown(&huge)));
     assert!(said.contains("bytes of memory") && said.contains("a larger grain needs less"), "{said}");
     assert!(!huge.exists());
     daemon.ok("snapshot create s vol");

@@ -308,16 +308,66 @@ fn a_dead_link_to_the_originals_breaks_the_snapshot_and_not_the_host() {
     assert!(reason.contains("could not be written to the cache"), "{reason}");
     writers.progress(1000);
     server.serve();
-    // What hung is left alone for ten seconds; then there is a cache again.
     daemon.ok("snapshot delete vol@s");
-    let again = load.snapshot(&daemon, "again");
-    writers.progress(300);
-    if daemon.json("snapshot show vol@again")["snapshot"]["state"] == "live" {
-        load.prove(&daemon, "vol@again", again);
-    }
+    // What hung is left alone for ten seconds; then there is a cache again, and a snapshot stands.
+    until(|| {
+        let again = load.snapshot(&daemon, "again");
+        writers.progress(300);
+        let stands = daemon.json("snapshot show vol@again")["snapshot"]["state"] == "live";
+        if stands {
+            load.prove(&daemon, "vol@again", again);
+        }
+        daemon.ok("snapshot delete vol@again");
+        stands
+    });
     writers.stop();
     load.history.prove("the volume", &daemon.contents("vol"), load.history.now());
     drop(daemon);
+}
+
+#[test]
+fn a_slow_link_to_the_originals_costs_time_and_nothing_else() {
+    let load = Load::new(SIZE);
+    let socket = load.scratch.join("slow.sock");
+    let mut server = Program::new("nbdkit")
+        .args(["--foreground", "--exit-with-parent", "--filter=delay", "--unix"])
+        .arg(&socket)
+        .args(["memory", "64M", "delay-write=30ms", "delay-read=30ms"])
+        .start();
+    server.until(|| socket.exists());
+    let daemon = Daemon::start(&load.scratch);
+    let base = load.scratch.join("base");
+    daemon.ok(&format!("volume add vol {} --cache-dir {}", base.display(), uri(&socket, "")));
+    let writers = load.writers(&daemon, 1);
+    writers.progress(50);
+    let standing = load.snapshot(&daemon, "s");
+    writers.progress(200);
+    writers.stop();
+    load.prove(&daemon, "vol@s", standing);
+    load.history.prove("the volume", &daemon.contents("vol"), load.history.now());
+    daemon.stop();
+}
+
+#[test]
+fn what_is_to_outlive_power_needs_a_server_that_flushes() {
+    let scratch = Scratch::new();
+    let base = scratch.random("base", MIB, 1);
+    let socket = scratch.join("eval.sock");
+    let mut server = Program::new("nbdkit")
+        .args(["--foreground", "--exit-with-parent", "--unix"])
+        .arg(&socket)
+        .args(["eval", "get_size=echo 16M", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null"])
+        .args(["can_flush=exit 3", "can_write=exit 0"])
+        .start();
+    server.until(|| socket.exists());
+    let daemon = Daemon::start(&scratch);
+    let server = uri(&socket, "");
+    for line in [format!("{} --cache-dir {server}", base.display()), server.clone()] {
+        let said = daemon.refuses(1, &format!("volume add vol {line} --durability power"));
+        assert!(said.contains("cannot flush") && said.contains("--durability process"), "{said}");
+    }
+    daemon.ok(&format!("volume add vol {} --cache-dir {server}", base.display()));
+    daemon.stop();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use e2e::daemon::Setting;
 use e2e::scratch::read;
-use e2e::{Daemon, History, Instant, Scratch, Writers};
+use e2e::{Daemon, History, Instant, Program, Scratch, Writers};
 
 /// How many writers.
 const WRITERS: u64 = 3;
@@ -72,6 +72,7 @@ impl Shape {
         let cut = (whole.len() * 3 / 8 + 3 * 4096) / 4096 * 4096;
         let second = base.with_extension("second");
         fs::write(&second, &whole[cut..]).expect("the second component can be written");
+        Program::new("fallocate").arg("--dig-holes").arg(&second).ok();
         fs::OpenOptions::new()
             .write(true)
             .open(&base)

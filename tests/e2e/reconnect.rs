@@ -7,7 +7,7 @@ use e2e::nbd::Client;
 use e2e::scratch::copy;
 use e2e::{Daemon, MIB, Process, Program, Scratch, Writers};
 
-use crate::load::Load;
+use crate::load::{Load, Shape};
 
 const SIZE: u64 = 16 * MIB;
 
@@ -34,7 +34,11 @@ fn through_qemu(load: &Load, socket: &Path, seed: u64) -> Writers {
 
 #[test]
 fn writers_behind_qemu_see_a_pause_when_the_daemon_is_killed() {
-    let load = Load::new(SIZE);
+    a_pause_when_killed(Shape::Plain);
+}
+
+fn a_pause_when_killed(shape: Shape) {
+    let load = Load::shaped(SIZE, shape);
     let mut daemon = load.serve();
     let (qemu, socket) = qemu(&load, &daemon);
     let writers = through_qemu(&load, &socket, 1);
@@ -60,7 +64,11 @@ fn writers_behind_qemu_see_a_pause_when_the_daemon_is_killed() {
 
 #[test]
 fn writers_behind_qemu_see_a_pause_when_the_binary_is_exchanged() {
-    let load = Load::new(SIZE);
+    a_pause_when_exchanged(Shape::Plain);
+}
+
+fn a_pause_when_exchanged(shape: Shape) {
+    let load = Load::shaped(SIZE, shape);
     let daemon = load.serve();
     let (qemu, socket) = qemu(&load, &daemon);
     let writers = through_qemu(&load, &socket, 1);
@@ -112,4 +120,17 @@ fn a_request_that_was_sent_while_nobody_served_is_answered_later() {
     finished.exited(0);
     assert!(!finished.stdout.contains("failed") && !finished.stderr.contains("error"), "{finished}");
     daemon.stop();
+}
+
+mod lane {
+    use super::*;
+
+    #[test]
+    fn writers_behind_qemu_see_a_pause_whatever_the_volume() {
+        for shape in Shape::ALL {
+            a_pause_when_killed(*shape);
+            a_pause_when_exchanged(*shape);
+            eprintln!("{shape:?}: 4 kills, 3 exchanges");
+        }
+    }
 }

@@ -40,6 +40,11 @@ const LANES: &[Lane] = &[
         shows: "200 kills of the daemon at its crash points and at random, snapshots standing and writers on",
     },
     Lane {
+        name: "reconnect",
+        filter: "test(/^reconnect::lane::/)",
+        shows: "QEMU with reconnect-delay sees a pause and no error, whatever the volume, when the daemon is killed or exchanged",
+    },
+    Lane {
         name: "mover-kill",
         filter: "test(/^mover::lane::/)",
         shows: "a mover killed again and again, resumed until it ends with the same time zero",

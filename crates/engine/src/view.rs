@@ -74,12 +74,38 @@ impl<P: Platform> View<P> {
         if !volume.platform.planted(Planted::ReleasedServedFromBase) {
             self.check(range)?;
         }
+        self.wait_for_straddlers(range).await;
+        Ok(())
+    }
+
+    async fn wait_for_straddlers(&self, range: ByteRange) {
+        let volume = &self.volume;
         if !volume.platform.planted(Planted::ViewIgnoresStraddlers)
             && volume.admission.landed(range, self.snapshot.epoch).await
         {
             volume.platform.observe(Event::ViewWaited);
         }
-        Ok(())
+    }
+
+    /// What `range` has that is not as in the base. What is not shown is no hole: whoever took it for one would have zeroes and no error.
+    fn laid(&self, range: ByteRange) -> Vec<Extent> {
+        let mut laid = Vec::new();
+        for grain in self.volume.grains().touched(range).map(GrainIndex) {
+            let Some(place) = self.volume.grains().range(grain).intersection(range) else { continue };
+            let original = self.volume.originals.resolve(grain, self.snapshot.epoch);
+            // Afterwards: what is released now had its original a moment ago.
+            let shown = self.snapshot.needs(self.volume.grains(), grain) && self.snapshot.has_in_scope(place);
+            match original.filter(|_| shown) {
+                None if shown => {}
+                Some(Some(entry)) => laid.extend(
+                    ByteRange::new(entry.offset, entry.len.into())
+                        .intersection(place)
+                        .map(|range| Extent { range, hole: entry.payload == Payload::Zero }),
+                ),
+                _ => laid.push(Extent { range: place, hole: false }),
+            }
+        }
+        laid
     }
 
     /// The originals that lie in `range`.
@@ -178,17 +204,17 @@ impl<P: Platform> Export for View<P> {
 
     async fn block_status(&self, range: ByteRange) -> Result<Vec<Extent>, ExportError> {
         let range = ByteRange::new(range.start(), range.len().min(STATUS_BYTES));
-        self.arrive(range).await?;
+        self.volume.platform.point(Point::ViewArrived).await;
+        self.wait_for_straddlers(range).await;
         let base = self.volume.base.extents(range).await.map_err(|_| ExportError::Io)?;
         self.volume.platform.point(Point::ViewBaseRead).await;
-        let originals = self.originals(range)?;
-        self.check(range)?;
-        Ok(merge(range, &base, &originals))
+        let laid = self.laid(range);
+        if self.snapshot.is_live() { Ok(merge(range, &base, &laid)) } else { Err(ExportError::Io) }
     }
 }
 
-/// The base's extents with the originals laid over.
-fn merge(range: ByteRange, base: &[Extent], originals: &[Overlay]) -> Vec<Extent> {
+/// The base's extents with others laid over.
+fn merge(range: ByteRange, base: &[Extent], laid: &[Extent]) -> Vec<Extent> {
     let mut merged: Vec<Extent> = Vec::new();
     let mut put = |start: u64, end: u64, hole: bool| match merged.last_mut() {
         _ if start >= end => {}
@@ -205,12 +231,10 @@ fn merge(range: ByteRange, base: &[Extent], originals: &[Overlay]) -> Vec<Extent
             }
         }
     };
-    for original in originals {
-        let start = range.start() + original.at as u64;
-        let end = start + original.part.len() as u64;
-        put_base(&mut put, at, start);
-        put(start, end, original.entry.payload == Payload::Zero);
-        at = end;
+    for Extent { range, hole } in laid {
+        put_base(&mut put, at, range.start());
+        put(range.start(), range.end(), *hole);
+        at = range.end();
     }
     put_base(&mut put, at, range.end());
     merged
@@ -219,13 +243,6 @@ fn merge(range: ByteRange, base: &[Extent], originals: &[Overlay]) -> Vec<Extent
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tzero_originals::{Entry, EntryState, Epoch, Sequence};
-
-    fn original(offset: u64, payload: Payload) -> Overlay {
-        let entry =
-            Entry { offset, len: 512, tag: Epoch(1), sequence: Sequence(1), payload, state: EntryState::Unread };
-        Overlay::of(entry, 0, 4096).unwrap()
-    }
 
     #[test]
     fn originals_cover_the_base() {
@@ -234,8 +251,11 @@ mod tests {
             Extent { range: ByteRange::between(0, 1024), hole: false },
             Extent { range: ByteRange::between(1024, 4096), hole: true },
         ];
-        let originals = [original(512, Payload::Zero), original(1536, Payload::Stored { offset: 0, checksum: 0 })];
-        let merged: Vec<_> = merge(range, &base, &originals).iter().map(|e| (e.range.start(), e.hole)).collect();
+        let laid = |start, hole| Extent { range: ByteRange::new(start, 512), hole };
+        let merged: Vec<_> = merge(range, &base, &[laid(512, true), laid(1536, false)])
+            .iter()
+            .map(|e| (e.range.start(), e.hole))
+            .collect();
         assert_eq!(merged, [(0, false), (512, true), (1536, false), (2048, true)]);
     }
 }

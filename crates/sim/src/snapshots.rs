@@ -278,5 +278,9 @@ pub async fn ahead(scene: &Rc<Scene>, who: &str, range: ByteRange) {
     let Some(range) = range.intersection(ByteRange::new(0, daemon.volume.size())) else { return };
     scene.races.reach(Race::Ahead);
     let volume = daemon.volume.clone();
+    // The daemon ends it before it closes the volume.
+    daemon.busy.set(daemon.busy.get() + 1);
     scene.call_on(&daemon, &format!("{who}{AHEAD}"), async move { volume.save_ahead(range).await }).await;
+    daemon.busy.set(daemon.busy.get() - 1);
+    scene.announce();
 }
