@@ -112,12 +112,12 @@ struct Story {
 }
 
 /// A backup to a slow destination, and a host that writes flat out, to the end of the volume first.
-fn backup_under_fire(sizes: Sizes, without: &str) -> Story {
+fn backup_under_fire(sizes: Sizes, without: &str, on_full: &str) -> Story {
     let scratch = Scratch::new();
     let daemon = serving(&scratch, sizes, without);
     let (_server, destination) = slow_destination(&scratch, sizes.volume);
     let backup = daemon
-        .backup(&["vol", "--verify", "--to", &destination])
+        .backup(&["vol", "--verify", "--on-full", on_full, "--to", &destination])
         .env("TZERO_TEST_WITHOUT", without)
         .limit(Duration::from_secs(300))
         .start();
@@ -135,28 +135,36 @@ fn backup_under_fire(sizes: Sizes, without: &str) -> Story {
 
 /// With every rung a backup that is slower than the host gets there; without one of these it does not.
 fn rungs_of_a_backup(sizes: Sizes) {
-    let figures = |without: &str| {
-        let story = backup_under_fire(sizes, without);
+    let figures = |without: &str, on_full: &str| {
+        let story = backup_under_fire(sizes, without, on_full);
         let slowed = story.latencies.iter().filter(|latency| **latency > Duration::from_millis(5)).count();
         eprintln!(
-            "without {without:?}: exit {:?}, the host's p99 {:?}, {slowed} of {} writes over 5 ms",
+            "without {without:?}, {on_full}: exit {:?}, the host's p99 {:?}, {slowed} of {} writes over 5 ms",
             story.finished.code(),
             p99(&story.latencies),
             story.latencies.len()
         );
         (story, slowed)
     };
-    let (whole, slowed) = figures("");
+    let (whole, slowed) = figures("", "break");
     whole.finished.exited(0);
     assert!(p99(&whole.latencies) < BOUND, "slowed down, the host's p99 is {:?}", p99(&whole.latencies));
-    let (sequential, slowed_longer) = figures("hurry");
+    let (sequential, slowed_longer) = figures("hurry", "break");
     assert!(
         sequential.finished.code() != Some(0) || slowed_longer > 2 * slowed,
         "without hurry {slowed_longer} writes were slowed down, with it {slowed}"
     );
-    figures("slow-down");
-    figures("wait");
-    let (broken, _) = figures("slow-down,wait");
+    let (unslowed, _) = figures("slow-down", "break");
+    assert!(
+        unslowed.finished.code() != Some(0) || 2 * p99(&unslowed.latencies) < p99(&whole.latencies),
+        "without slowing down the backup gets there, and the host's p99 is {:?}, with it {:?}",
+        p99(&unslowed.latencies),
+        p99(&whole.latencies)
+    );
+    // Where waiting is all that is left it is what the backup lives by.
+    let (waiting, _) = figures("slow-down", "wait:10s");
+    waiting.finished.exited(0);
+    let (broken, _) = figures("slow-down,wait", "wait:10s");
     broken.finished.exited(1);
     assert!(broken.finished.stderr.contains("full"), "{}", broken.finished);
 }
