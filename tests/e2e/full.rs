@@ -36,11 +36,17 @@ fn fill(path: &Path) {
 
 #[test]
 fn the_disk_of_the_cache() {
+    for durability in ["process", "power"] {
+        the_disk_of_a_cache(durability);
+    }
+}
+
+fn the_disk_of_a_cache(durability: &str) {
     let load = Load::new(SIZE);
     let disk = Mounted::memory(&load.scratch.join("fast"), 4 * MIB);
     let daemon = Daemon::start(&load.scratch);
     let (base, cache) = (load.scratch.join("base"), disk.path().display().to_string());
-    daemon.ok(&format!("volume add vol {} --cache-dir {cache}", base.display()));
+    daemon.ok(&format!("volume add vol {} --cache-dir {cache} --durability {durability}", base.display()));
     let writers = load.writers(&daemon, 3);
     load.snapshot(&daemon, "s");
     while snapshot(&daemon, "s")["state"] == "live" {
@@ -64,6 +70,12 @@ fn the_disk_of_the_cache() {
 
 #[test]
 fn the_disk_of_the_state() {
+    for durability in ["process", "power"] {
+        the_disk_of_a_state(durability);
+    }
+}
+
+fn the_disk_of_a_state(durability: &str) {
     let load = Load::new(SIZE);
     let disk = Mounted::memory(&load.scratch.join("var"), 16 * MIB);
     let cache = load.scratch.join("cache");
@@ -73,7 +85,8 @@ fn the_disk_of_the_state() {
     daemon.announce("cannot be");
     // So small grains that the map has to grow.
     let base = load.scratch.join("base");
-    daemon.ok(&format!("volume add vol {} --grain 512 --cache-dir {}", base.display(), cache.display()));
+    let (base, cache) = (base.display(), cache.display());
+    daemon.ok(&format!("volume add vol {base} --grain 512 --cache-dir {cache} --durability {durability}"));
     let writers = load.writers(&daemon, 4);
     load.snapshot(&daemon, "s");
     fill(&disk.join("filler"));
