@@ -56,6 +56,15 @@ impl Server {
         let _ = process.wait();
     }
 
+    /// It is there, and does nothing until [`Self::go_on`].
+    fn stop(&mut self) {
+        self.process.as_ref().expect("it runs").signal(Signal::STOP);
+    }
+
+    fn go_on(&mut self) {
+        self.process.as_ref().expect("it runs").signal(Signal::CONT);
+    }
+
     fn uri(&self) -> String {
         uri(&self.socket, "")
     }
@@ -432,4 +441,46 @@ fn what_no_export_can_be() {
     units.sort_unstable();
     assert_eq!(units, [(0, 2040), (1, 0)]);
     daemon.stop();
+}
+
+mod lane {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// A server that has stopped in mid-air: its connections are there, and nothing comes.
+    #[test]
+    fn nobody_but_its_host_waits_for_a_server_that_says_nothing() {
+        let load = Load::new(SIZE);
+        let file = load.scratch.join("base");
+        let mut server = Server::start(Kind::Nbdkit, load.scratch.join("base.sock"), file);
+        let mut daemon = Daemon::start(&load.scratch);
+        daemon.announce("a backup was interrupted");
+        daemon.ok(&format!("volume add vol {}", server.uri()));
+        daemon.ok("snapshot create s vol");
+        let to = load.scratch.join("copy.img");
+        let image = format!("image:{}", to.display());
+        server.stop();
+        let began = Instant::now();
+        let stopped = daemon.backup(&["vol@s", "--to", &image]).limit(Duration::from_secs(150)).run();
+        eprintln!("the backup ended after {:?} with {:?}", began.elapsed(), stopped.code());
+        assert!(matches!(stopped.code(), Some(1 | 4)), "{stopped}");
+        let mut other =
+            Server::start(Kind::QemuNbd, load.scratch.join("other.sock"), load.scratch.sparse("cache", 16 * MIB));
+        other.stop();
+        let began = Instant::now();
+        let base = load.scratch.random("other", MIB, 1);
+        let said = daemon
+            .command(["volume", "add", "other", &base.display().to_string(), "--cache-dir", &other.uri()])
+            .limit(Duration::from_secs(60))
+            .run();
+        eprintln!("adding another volume ended after {:?}", began.elapsed());
+        said.exited(1);
+        other.go_on();
+        server.go_on();
+        let resumed = if stopped.code() == Some(4) { vec!["--resume"] } else { vec!["--replace"] };
+        daemon.backup(&[&["vol@s", "--verify", "--to", &image][..], &resumed].concat()).run().exited(0);
+        assert!(daemon.contents("vol") == read(&to));
+        daemon.stop();
+    }
 }

@@ -45,6 +45,11 @@ const LANES: &[Lane] = &[
         shows: "QEMU with reconnect-delay sees a pause and no error, whatever the volume, when the daemon is killed or exchanged",
     },
     Lane {
+        name: "silence",
+        filter: "test(/^exports::lane::/)",
+        shows: "an NBD server that stops answering ends a backup and an adding, each in its time",
+    },
+    Lane {
         name: "mover-kill",
         filter: "test(/^mover::lane::/)",
         shows: "a mover killed again and again, resumed until it ends with the same time zero",
