@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use e2e::daemon::Setting;
+use e2e::nbd::{Client, Command};
 use e2e::process::Process;
 use e2e::scratch::{bytes, read};
 use e2e::tzero::result;
@@ -21,6 +22,8 @@ enum Kind {
     Nbdkit,
     /// It does not say so.
     QemuNbd,
+    /// What it has acknowledged and not flushed goes with it when it is killed.
+    Forgetful,
 }
 
 struct Server {
@@ -41,6 +44,12 @@ impl Server {
         let _ = std::fs::remove_file(&self.socket);
         let program = match self.kind {
             Kind::Nbdkit => Program::new("nbdkit").args(["-f", "-U"]).arg(&self.socket).arg("file").arg(&self.file),
+            Kind::Forgetful => Program::new("nbdkit")
+                .args(["-f", "-U"])
+                .arg(&self.socket)
+                .args(["--filter=cache", "file"])
+                .arg(&self.file)
+                .arg("cache=writeback"),
             Kind::QemuNbd => Program::new("qemu-nbd")
                 .args(["-t", "-f", "raw", "--cache=writeback", "-k"])
                 .arg(&self.socket)
@@ -188,6 +197,39 @@ fn a_base_that_is_gone_for_good_costs_its_host_and_no_stop() {
     let finished = daemon.ends();
     finished.exited(1);
     assert!(finished.stderr.contains("without a clean stop"), "{finished}");
+}
+
+/// The server forgets a change from before T0, and whoever takes the snapshot dies before it is known.
+#[test]
+fn a_snapshot_that_nobody_was_given_is_none() {
+    let scratch = Scratch::new();
+    let file = scratch.random("base", SIZE, 21);
+    let mut server = Server::start(Kind::Forgetful, scratch.join("base.sock"), file);
+    let daemon = Daemon::start(&scratch);
+    daemon.ok(&format!("volume add vol {}", server.uri()));
+    let mut host = daemon.connect("vol");
+    host.write(0, &[0xA; 65536]).expect("a write");
+    host.order(Command::Flush, 0, 0, 0).expect("a flush");
+    host.write(0, &[0xB; 65536]).expect("a write");
+    server.stop();
+    let taking = daemon.command(["snapshot", "create", "s", "vol"]).start();
+    until(|| !daemon.snapshots("vol").is_empty());
+    let shown = daemon.json("snapshot show vol@s")["snapshot"].clone();
+    assert_eq!(shown["state"], "unavailable", "{shown}");
+    assert!(Client::connect(&daemon.socket(), "vol@s").is_err(), "its T0 is not certain");
+    let to = scratch.join("copy.img");
+    let said = daemon.refuses(1, &format!("backup vol@s --to {}", to.display()));
+    assert!(said.contains("being taken"), "{said}");
+    daemon.kill();
+    taking.wait().exited(1);
+    server.kill();
+    server.serve();
+    let daemon = Daemon::start(&scratch);
+    assert!(daemon.snapshots("vol").is_empty(), "the server has forgotten what was before its T0");
+    daemon.ok("snapshot create s vol");
+    daemon.ok(&format!("backup vol@s --verify --to {}", to.display()));
+    assert!(read(&to) == daemon.contents("vol"));
+    daemon.stop();
 }
 
 #[test]

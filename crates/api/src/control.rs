@@ -201,7 +201,7 @@ pub struct Volume {
     pub full_in_seconds: Option<u64>,
     /// The same with what it goes by, and, while no snapshot stands, for one that would; absent where the volume is not served.
     #[serde(default)]
-    pub forecast: Option<Forecast>,
+    pub forecast: Option<Foretold>,
     /// Declared in the configuration file, not by command.
     pub declared: bool,
     /// Clients connected to the volume now, readers of its snapshots included.
@@ -261,6 +261,14 @@ pub struct Forecast {
     pub id: String,
     /// The volume's name.
     pub volume: Name,
+    /// The rest.
+    #[serde(flatten)]
+    pub foretold: Foretold,
+}
+
+/// What is foretold of a volume's cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foretold {
     /// Bytes of originals that there is room for: the cache's limit or the file system's, whichever is less.
     pub room: u64,
     /// Bytes a second that go on being saved.

@@ -129,6 +129,36 @@ fn a_chunk_that_was_lost_is_copied_again_while_copy_on_write_goes_on() {
     }
 }
 
+/// As a server does that crashes and comes back between the two copies, with less than it has acknowledged.
+#[test]
+fn what_is_lost_between_base_and_originals_is_never_laid_over() {
+    for boundary in [Boundary::All, Boundary::Marker, Boundary::Terminate] {
+        let (daemon, place) = (Daemon::start(content(17, SIZE)), Place::new());
+        let stop = Cancel::new();
+        let host = daemon.host(10, stop.clone());
+        let mut damaged = false;
+        let mut watch = |event: &Event| {
+            if matches!(event, Event::Progress { phase: Phase::Originals, .. }) && !damaged {
+                damaged = true;
+                for chunk in (8..44).step_by(4) {
+                    common::damage(&partial(&place), chunk * MIB + 4096);
+                }
+            }
+        };
+        let result = tzero_copy::backup(&outboard(&place, &daemon, boundary), &mut watch, &Cancel::new());
+        stop.cancel();
+        host.join().unwrap();
+        match result {
+            Ok(_) => assert!(fs::read(place.image()).unwrap() == *daemon.t0(), "{boundary:?}"),
+            Err(error) => {
+                assert!(matches!(error, Error::Lost { .. }), "{error}");
+                assert_eq!(boundary, Boundary::Terminate, "the base can be had again");
+            }
+        }
+        assert!(damaged, "{boundary:?}");
+    }
+}
+
 #[test]
 fn after_the_end_of_copy_on_write_nothing_is_read_from_the_base() {
     let (daemon, place) = (Daemon::start(content(11, SIZE)), Place::new());

@@ -18,7 +18,7 @@ use tokio::net::UnixListener;
 use tzero_api::control::{self, AddVolume, CreateSnapshot, Forecast, Snapshot, Status};
 use tzero_api::jobs::{Job, StartRestore};
 use tzero_api::{Code, Failure, Name, RebaseVolume, ResizeVolume, SnapshotPath, is_private, route};
-use tzero_engine::{SnapshotError, SnapshotInfo, SnapshotKind};
+use tzero_engine::{SnapshotInfo, SnapshotKind};
 use tzero_originals::{Originals, SnapshotId};
 
 use crate::backups::Backups;
@@ -207,23 +207,15 @@ async fn create_snapshot(State(daemon): Shared, Parts(name): Parts<String>, body
     let _gate = volume.enter()?;
     daemon.volumes.refuse_when_stopping()?;
     volume.refuse_without_room()?;
-    let engine = Arc::clone(&volume.whole()?.engine);
+    let size = volume.whole()?.engine.size();
     let kind = kind_of(&request);
     let scope = request.scope.map(|parts| parts.iter().map(|part| (part.offset, part.length)).collect());
-    let scope = scope.map(|parts| scope::ranges(parts, engine.size())).transpose()?;
+    let scope = scope.map(|parts| scope::ranges(parts, size)).transpose()?;
     let path = SnapshotPath { volume: volume.name.clone(), snapshot: request.name };
-    let snapshot = path.snapshot.clone();
-    let before = volume.losses();
-    let created = daemon
-        .threads
-        .run(move || async move { engine.create_snapshot_of(snapshot.as_str(), kind, scope.as_deref()).await });
-    let info = created.await.map_err(|_| Refusal::Stopping)?.map_err(|error| refuse(&path, error))?;
-    if let Err(refusal) = volume.settle(&daemon.threads, info.id, before).await {
-        // Nobody is told of a snapshot that may be wrong.
-        let (engine, id) = (Arc::clone(&volume.serving()?.engine), info.id);
-        let _ = daemon.threads.run(move || async move { engine.delete_snapshot(id).await }).await;
-        return Err(refusal);
-    }
+    let (name, taken_of, theirs) = (path.snapshot.clone(), Arc::clone(&volume), Arc::clone(&daemon));
+    // A task of its own: a client that goes away leaves nothing half done.
+    let taken = tokio::spawn(async move { taken_of.take_snapshot(&theirs.threads, &name, kind, scope).await });
+    let info = taken.await.map_err(|_| Refusal::Stopping)??;
     let copied = Arc::clone(&volume);
     off_thread(move || copied.copy_snapshots()).await;
     tracing::info!(snapshot = %path, pause_us = info.pause_ns / 1000, "created");
@@ -254,7 +246,7 @@ async fn delete_snapshot(State(daemon): Shared, Parts(parts): Parts<(String, Str
     let (id, description) = described_by_name(&volume, &path).await?;
     let engine = Arc::clone(&volume.serving()?.engine);
     let deleted = daemon.threads.run(move || async move { engine.delete_snapshot(id).await });
-    deleted.await.map_err(|_| Refusal::Stopping)?.map_err(|error| refuse(&path, error))?;
+    deleted.await.map_err(|_| Refusal::Stopping)?.map_err(|error| Refusal::of_snapshot(&path, error))?;
     let copied = Arc::clone(&volume);
     off_thread(move || copied.copy_snapshots()).await;
     tracing::info!(snapshot = %path, "deleted");
@@ -277,7 +269,9 @@ async fn snapshot_map(State(daemon): Shared, Parts(parts): Parts<(String, String
     let (volume, path) = find(&daemon, parts)?;
     let engine = Arc::clone(&volume.serving()?.engine);
     let name = path.snapshot.clone();
-    let lines = off_thread(move || engine.map_lines(name.as_str())).await.map_err(|error| refuse(&path, error))?;
+    let lines = off_thread(move || engine.map_lines(name.as_str()))
+        .await
+        .map_err(|error| Refusal::of_snapshot(&path, error))?;
     let mut text = String::with_capacity(lines.len() * 32);
     for line in lines {
         let state = if line.read { "read" } else { "unread" };
@@ -333,15 +327,6 @@ async fn described_by_name(
 async fn describe(volume: &Arc<Volume>, info: SnapshotInfo) -> Option<Snapshot> {
     let volume = Arc::clone(volume);
     off_thread(move || volume.describe_snapshots(&[info]).pop()).await
-}
-
-/// What the engine says of a snapshot, for the operator.
-fn refuse(path: &SnapshotPath, error: SnapshotError) -> Refusal {
-    match error {
-        SnapshotError::Unknown => Refusal::NoSnapshot(path.clone()),
-        SnapshotError::Taken => Refusal::SnapshotTaken(path.clone()),
-        source => Refusal::Snapshot { path: path.clone(), source },
-    }
 }
 
 async fn describe_all(volumes: Vec<Arc<Volume>>) -> Vec<Snapshot> {

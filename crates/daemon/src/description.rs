@@ -31,10 +31,7 @@ impl Volume {
         Ok(control::Forecast {
             id: self.id(),
             volume: self.name.clone(),
-            room,
-            rate: rate as u64,
-            basis,
-            full_in_seconds: full_in(room, rate),
+            foretold: control::Foretold { room, rate: rate as u64, basis, full_in_seconds: full_in(room, rate) },
         })
     }
 
@@ -93,7 +90,7 @@ impl Volume {
                 described.tiers = serving.tiers.describe(used);
                 let rate = record.and_then(|record| record.save_ahead);
                 described.save_ahead = rate.map(|rate| serving.ahead.describe(rate, &serving.engine));
-                described.forecast = self.forecast().ok();
+                described.forecast = self.forecast().ok().map(|forecast| forecast.foretold);
                 let saved = described.forecast.as_ref().filter(|forecast| forecast.basis == Basis::Saved);
                 described.full_in_seconds = saved.and_then(|forecast| forecast.full_in_seconds);
                 described.notices.clone_from(&serving.notices);
@@ -114,6 +111,9 @@ impl Volume {
             (Some(reason), _) => (control::SnapshotState::Broken, Some(reason)),
             (None, Err(refusal)) => (control::SnapshotState::Unavailable, Some(sentence(refusal))),
             (None, Ok(_)) if matches!(info.state, SnapshotState::Ended { .. }) => (control::SnapshotState::Ended, None),
+            (None, Ok(_)) if self.unsettled.has(&info.name) => {
+                (control::SnapshotState::Unavailable, Some("it is being taken: its base has not flushed yet".into()))
+            }
             (None, Ok(_)) => (control::SnapshotState::Live, None),
         };
         Some(control::Snapshot {

@@ -10,7 +10,7 @@ use tzero_originals::Originals;
 
 use crate::filling::Filling;
 use crate::platform::Production;
-use crate::volume::{Condition, Use, is_surfaced};
+use crate::volume::{Condition, Use};
 use crate::volumes::Volumes;
 
 /// One client's use of a volume or of a snapshot's view.
@@ -42,7 +42,7 @@ impl Exports for Offered {
             let bases = record.iter().flat_map(|record| &record.bases);
             let bases = bases.map(|base| base.place.to_string()).collect::<Vec<_>>().join(", ");
             list.push(ExportSummary { name: volume.name.to_string(), description: format!("volume on {bases}") });
-            for snapshot in serving.engine.snapshots().iter().filter(|snapshot| is_surfaced(snapshot)) {
+            for snapshot in serving.engine.snapshots().iter().filter(|snapshot| volume.is_surfaced(snapshot)) {
                 let name = format!("{}@{}", volume.name, snapshot.name);
                 list.push(ExportSummary { description: format!("snapshot of {}", volume.name), name });
             }
@@ -73,7 +73,11 @@ impl Exports for Offered {
                         _used: volume.used(None),
                     });
                 };
-                let info = serving.engine.snapshot(snapshot).filter(is_surfaced).ok_or(ExportError::Unknown)?;
+                let info = serving
+                    .engine
+                    .snapshot(snapshot)
+                    .filter(|info| volume.is_surfaced(info))
+                    .ok_or(ExportError::Unknown)?;
                 let view = serving.engine.view(snapshot).map_err(|_| ExportError::Unknown)?;
                 let used = match info.originals {
                     Originals::Keep => volume.used(Some(info.id)),

@@ -56,6 +56,7 @@ mod store;
 mod stores;
 mod threads;
 mod tiers;
+mod unsettled;
 mod volume;
 mod volumes;
 mod watch;

@@ -40,6 +40,7 @@ const KNOWN: &str = "snapshots-known";
 const ENGINE: &str = "state";
 /// What is known of unfinished backups.
 const BACKUPS: &str = "backups";
+const UNSETTLED: &str = "unsettled";
 /// Originals in memory as of a clean stop. See `put_by`.
 const PUT_BY: &str = "originals-put-by";
 /// The original cache, where it has no directory of its own.
@@ -231,6 +232,11 @@ impl VolumeDirectory {
     /// Where it is noted which backups' snapshots stand.
     pub(crate) fn backups(&self) -> PathBuf {
         self.path.join(BACKUPS)
+    }
+
+    /// Where it is noted which snapshots are taken and given to nobody.
+    pub(crate) fn unsettled(&self) -> PathBuf {
+        self.path.join(UNSETTLED)
     }
 
     /// Where the originals are that are not in memory: a file, or an export.

@@ -167,6 +167,8 @@ pub(crate) enum Refusal {
         "no snapshot of volume {volume} can be taken now: what its base had acknowledged may be lost ({source}); try again"
     )]
     Unsettled { volume: Name, source: std::io::Error },
+    #[error("no snapshot of volume {volume} can be taken: that it is being taken cannot be noted: {source}")]
+    Unnoted { volume: Name, source: std::io::Error },
     #[error("volume {volume} cannot be closed: {source}")]
     Close { volume: Name, source: std::io::Error },
     #[error("the snapshot {path} cannot be made or changed: {source}")]
@@ -194,6 +196,15 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    /// What the engine says of a snapshot, for the operator.
+    pub(crate) fn of_snapshot(path: &SnapshotPath, error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Unknown => Self::NoSnapshot(path.clone()),
+            SnapshotError::Taken => Self::SnapshotTaken(path.clone()),
+            source => Self::Snapshot { path: path.clone(), source },
+        }
+    }
+
     /// The stable word for programs.
     pub(crate) fn code(&self) -> Code {
         match self {

@@ -42,6 +42,7 @@ use crate::shrinking::Cut;
 use crate::store::Store;
 use crate::threads::{DataThreads, off_thread};
 use crate::tiers::Tiers;
+use crate::unsettled::Unsettled;
 use crate::volumes::ATTEMPT;
 
 /// A volume, served or not.
@@ -62,6 +63,7 @@ pub(crate) struct Volume {
     movers: Mutex<BTreeSet<SnapshotId>>,
     /// Told of each client that leaves.
     left: Notify,
+    pub(crate) unsettled: Unsettled,
 }
 
 /// How long a client that has said goodbye is waited for: it may be gone, and its connection not yet closed on this side.
@@ -96,6 +98,7 @@ pub(crate) struct Serving {
 
 impl Volume {
     fn new(name: Name, record: Option<VolumeRecord>, directory: VolumeDirectory, condition: Condition) -> Self {
+        let unsettled = Unsettled::of(&directory);
         Self {
             name,
             record: Mutex::new(record.map(Arc::new)),
@@ -108,6 +111,7 @@ impl Volume {
             readers: Mutex::default(),
             movers: Mutex::default(),
             left: Notify::new(),
+            unsettled,
         }
     }
 
@@ -157,6 +161,8 @@ impl Volume {
         let (theirs, has_room) = (directory.clone(), ready.no_room.is_none());
         let (record, more) = off_thread(move || opening::put_on_record(&theirs, record, found, has_room)).await?;
         notices.extend(more);
+        let unsettled = Unsettled::of(&directory);
+        unsettled.sweep(threads, &engine, &directory).await;
         let filling = Arc::default();
         let ahead = Arc::default();
         let maintenance =
@@ -166,7 +172,8 @@ impl Volume {
         let tiers = Tiers { memory: ready.memory, memory_bytes, store: ready.store, place, limit };
         let serving =
             Box::new(Serving { engine, base, tiers, filling, ahead, lost, told, no_room, notices, maintenance });
-        Ok(Self::new(record.name.clone(), Some(record), directory, Condition::Serving(serving)))
+        let opened = Self::new(record.name.clone(), Some(record), directory, Condition::Serving(serving));
+        Ok(Self { unsettled, ..opened })
     }
 
     /// Lets nobody close the volume as long as the guard lives.
@@ -462,9 +469,12 @@ pub(crate) fn broken(state: &SnapshotState) -> Option<String> {
     }
 }
 
-/// Whether others may open a view of the snapshot: it stands and is no backup's own (R16).
-pub(crate) fn is_surfaced(info: &SnapshotInfo) -> bool {
-    !info.private && !is_private(&info.name) && info.state == SnapshotState::Live
+impl Volume {
+    /// Whether others may open a view of the snapshot: it stands, its T0 is certain, and it is no backup's own (R16).
+    pub(crate) fn is_surfaced(&self, info: &SnapshotInfo) -> bool {
+        let is_users = !info.private && !is_private(&info.name);
+        is_users && info.state == SnapshotState::Live && !self.unsettled.has(&info.name)
+    }
 }
 
 /// A client's use of a volume.

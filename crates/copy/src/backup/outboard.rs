@@ -23,7 +23,8 @@
 //! 1. (INV-5) The boundary is taken after the last read of the base, of a run that goes on too. A chunk that must be read again takes it back.
 //! 2. Once copy-on-write has ended the base is not read any more: what is lost then ends the copy for good.
 //! 3. A chunk's digest of T0 is on record before the first original is laid over it in the image. Laying twice is laying once, so
-//!    a run that goes on lays all of them again, and compares.
+//!    a run that goes on lays all of them again, and compares. What originals are laid over is compared with what was copied, at that moment:
+//!    a server may have lost it meanwhile, and what is laid over zeroes has a digest, too.
 //! 4. (R36, INV-6) What is retained stays until the daemon hears that the copy is declared or given up.
 
 use std::collections::BTreeSet;
@@ -180,7 +181,11 @@ impl Job<'_, SnapshotSource> {
 
     async fn lay_chunk(&mut self, index: u64, up_to: Sequence) -> Result<bool, Stop> {
         let (range, Some(record)) = (self.range_of(index), self.records.get(&index).copied()) else { return Ok(false) };
-        let mut bytes = self.read_image(range).await?;
+        let bytes = self.read_image(range).await?;
+        let (is, mut bytes) = blocking(move || (ChunkDigest::of(&bytes), bytes)).await;
+        if record.stage == Stage::Base && record.digest != is {
+            return self.forget(index);
+        }
         let laid = self.source.lay_retained(up_to, range, &mut bytes).await;
         let (places, changed) = laid.map_err(|fault| self.source_fault(range, fault))?;
         if places.is_empty() && record.stage == Stage::Base {
@@ -188,9 +193,7 @@ impl Job<'_, SnapshotSource> {
         }
         let (digest, bytes) = blocking(move || (ChunkDigest::of(&bytes), bytes)).await;
         if record.stage == Stage::Laid && record.digest != digest {
-            self.records.remove(&index);
-            self.note(|journal| journal.append_lost(index))?;
-            return Ok(false);
+            return self.forget(index);
         }
         let parts: Vec<_> = places
             .into_iter()
@@ -206,6 +209,13 @@ impl Job<'_, SnapshotSource> {
         let target = Target { blank: false, ..self.target() };
         let taken = target.take(range, ChunkDigest::Data([0; 32]), parts).await;
         taken.map(|_| true).map_err(|source| Error::Target { path: self.site.partial.clone(), source }.into())
+    }
+
+    /// A chunk is not in the image as it is on record: it has to be copied again.
+    fn forget(&mut self, index: u64) -> Result<bool, Stop> {
+        self.records.remove(&index);
+        self.note(|journal| journal.append_lost(index))?;
+        Ok(false)
     }
 
     /// What of a range is in the image and in scope; zeroes elsewhere.

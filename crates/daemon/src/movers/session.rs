@@ -162,6 +162,11 @@ impl Session {
             return Err(refused(FailureCode::Invalid, format!("{path} belongs to a backup: go on with it by {way}")));
         }
         let info = volume.snapshot(&path.snapshot).map_err(|error| refused(FailureCode::Unknown, error))?;
+        if volume.unsettled.has(&info.name) {
+            let sentence =
+                format!("the snapshot {path} is being taken: wait until the command that takes it has answered");
+            return Err(refused(FailureCode::Failed, sentence));
+        }
         if matches!(info.state, SnapshotState::Ended { .. }) {
             let sentence = format!(
                 "the copy-on-write of {path} has ended, and only the backup that ended it can use what it retains"

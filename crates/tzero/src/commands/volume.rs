@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use tzero_api::control::{
-    self, AddVolume, AheadState, Basis, DEFAULT_GRAIN, Durability, Forecast, SaveAhead, TierKind, VolumeState,
+    self, AddVolume, AheadState, Basis, DEFAULT_GRAIN, Durability, Foretold, SaveAhead, TierKind, VolumeState,
 };
 use tzero_api::{Exit, Place, Rate, RebaseVolume, ResizeVolume, Size, StatePaths};
 
@@ -172,7 +172,7 @@ fn show(volume: &control::Volume, output: Output) {
 }
 
 /// When the cache is full.
-fn foretold(forecast: &Forecast) -> String {
+fn foretold(forecast: &Foretold) -> String {
     let room = match forecast.room {
         // More than any file system has: nobody knows.
         room if room > 1 << 60 => String::new(),
