@@ -351,7 +351,8 @@ pub struct Snapshot {
     pub captured_bytes: u64,
     /// Bytes of originals that only this snapshot needs.
     pub unique_bytes: u64,
-    /// Bytes of T0 that it cannot have: the base could not be read when a change was about to destroy them.
+    /// Bytes of T0 that it cannot have: the base could not be read when a change was about to destroy them, or what was saved of them
+    /// turned out damaged when it was asked for.
     #[serde(default)]
     pub unreadable_bytes: u64,
     /// It outlives a loss of power.

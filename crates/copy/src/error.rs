@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use tzero_api::mover::{FailureCode, PROTOCOL};
 use tzero_api::quoted;
 use tzero_block::ByteRange;
-use tzero_originals::ReconcileError;
+use tzero_originals::{BrokenReason, ReconcileError};
 
 use crate::manifest::ManifestFault;
 use crate::{CopyId, Exit, Timestamp};
@@ -229,6 +229,17 @@ pub enum SourceFault {
 }
 
 impl SourceFault {
+    /// What helps, as the end of a sentence; empty where the fault says so itself or nobody knows.
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Snapshot(ReconcileError::Broken(BrokenReason::CacheFull | BrokenReason::MapFull)) => {
+                ": make room for originals (`tzero volume show`: cache), or let the host wait with `--on-full wait:DURATION`, and back up again"
+            }
+            Self::Snapshot(ReconcileError::Broken(_)) => ": back up again",
+            Self::Base(_) | Self::Snapshot(_) | Self::Released => "",
+        }
+    }
+
     /// Whether it is the link to a server that was cut.
     pub(crate) fn is_link(&self) -> bool {
         matches!(self, Self::Base(error) if tzero_nbd::ClientError::of(error).is_some())
@@ -480,7 +491,7 @@ pub enum Error {
         fault: DaemonFault,
     },
     /// The source does not give its bytes. Nothing was declared.
-    #[error("{source_name} cannot be copied, at {range}: {fault}; no copy was made")]
+    #[error("{source_name} cannot be copied, at {range}: {fault}; no copy was made{}", fault.remedy())]
     Source {
         /// What was read.
         source_name: String,

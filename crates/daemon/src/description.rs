@@ -135,7 +135,7 @@ impl Volume {
             }),
             captured_bytes: info.captured_bytes,
             unique_bytes: share.unique,
-            unreadable_bytes: share.unreadable,
+            unreadable_bytes: share.unreadable + info.damaged_bytes,
             outlives_power: info.confirmed,
             private: info.private,
             mover: self.has_mover(info.id),

@@ -66,6 +66,7 @@ fn info(engine: &Path, slot: u32, record: Record) -> SnapshotInfo {
         // What was released is the engine's to know.
         captured_bytes: 0,
         confirmed: record.confirmed,
+        damaged_bytes: 0,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The snapshots that stand, in memory and on record.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use tzero_block::ByteRange;
 use tzero_originals::{
@@ -43,7 +43,12 @@ pub(crate) struct Snapshot {
     pub(crate) confirmed: AtomicBool,
     /// It is broken and its originals were freed.
     pub(crate) swept: AtomicBool,
+    /// What a view could not show because an original is not in the cache as it was saved.
+    damaged: Mutex<RangeSet>,
 }
+
+/// So many stretches of damage are remembered; of more it is said only that there are some.
+const MOST_DAMAGED: usize = 4096;
 
 impl Snapshot {
     /// `outside` is what a scope leaves out; see [`crate::scope::outside`].
@@ -71,6 +76,7 @@ impl Snapshot {
             flushed: AtomicBool::new(record.confirmed),
             confirmed: AtomicBool::new(record.confirmed),
             swept: AtomicBool::new(false),
+            damaged: Mutex::default(),
         };
         match record.state {
             RecordState::Live => {}
@@ -124,6 +130,14 @@ impl Snapshot {
         released.iter().for_each(|range| all.insert(range));
     }
 
+    /// An original that it needs is not in the cache as it was saved.
+    pub(crate) fn note_damaged(&self, range: ByteRange) {
+        let mut damaged = self.damaged.lock().expect("nothing panics under this lock");
+        if damaged.iter().count() < MOST_DAMAGED {
+            damaged.insert(range);
+        }
+    }
+
     /// Whether its *needed* set has the grain.
     pub(crate) fn needs(&self, grains: Grains, grain: GrainIndex) -> bool {
         let range = grains.range(grain);
@@ -152,6 +166,7 @@ impl Snapshot {
             on_full: self.on_full,
             captured_bytes: self.released.read().expect("nothing panics under this lock").bytes() - self.outside_bytes,
             confirmed: self.confirmed.load(Ordering::Acquire),
+            damaged_bytes: self.damaged.lock().expect("nothing panics under this lock").bytes(),
         }
     }
 }
@@ -206,6 +221,8 @@ pub struct SnapshotInfo {
     pub captured_bytes: u64,
     /// It outlives a loss of power. Never where originals do not.
     pub confirmed: bool,
+    /// Bytes of originals that were asked for and are not in the cache as they were saved (INV-11), since the volume was opened.
+    pub damaged_bytes: u64,
 }
 
 impl SnapshotInfo {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use tzero_block::{BlockDevice, ByteRange, Export, ExportError, ExportInfo, Extent, Zeroes};
 use tzero_io::Buffer;
-use tzero_originals::{GrainIndex, Originals, Overlay, Payload, overlay};
+use tzero_originals::{GrainIndex, Originals, Overlay, OverlayError, Payload, overlay};
 
 use crate::platform::Platform;
 use crate::points::{Event, Planted, Point};
@@ -158,6 +158,9 @@ impl<P: Platform> View<P> {
         let result = self.check(range);
         if result.is_err() {
             platform.observe(Event::ViewRefused);
+        } else if let Err(OverlayError::Checksum(original)) = &laid {
+            // The snapshot needed it all the while: nobody else has got its slot.
+            self.snapshot.note_damaged(*original);
         }
         (buffer, result.and(laid.map(drop).map_err(|_| ExportError::Io)))
     }

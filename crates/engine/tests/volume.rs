@@ -287,7 +287,11 @@ fn a_damaged_payload_is_an_error_never_bytes() {
         write(&volume, 0, &[0xAB; 4096]).await;
         let cache = Arc2(fixture.cache.clone());
         tzero_block::BlockDevice::write(&cache, 17, Buffer::copy_of(&[0xFF]), false).await.1.unwrap();
-        assert_eq!(view(&volume, "a").await.map(drop), Err(ExportError::Io));
+        assert_eq!(volume.snapshot("a").unwrap().damaged_bytes, 0);
+        for _ in 0..2 {
+            assert_eq!(view(&volume, "a").await.map(drop), Err(ExportError::Io));
+            assert_eq!(volume.snapshot("a").unwrap().damaged_bytes, u64::from(GRAIN));
+        }
     });
 }
 

@@ -2,16 +2,19 @@
 //!
 //! What has things to clear away stops in good order only.
 
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::{process, thread};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
+use signal_hook::low_level::pipe;
 use tzero_api::Exit;
 
 use crate::ending::Ending;
+use crate::output::notice;
 
 /// A flag that the first signal sets; the second one ends the process as incomplete.
 pub(crate) fn flag() -> Result<Arc<AtomicBool>, Ending> {
@@ -37,15 +40,26 @@ pub(crate) fn when_input_ends(flag: &Arc<AtomicBool>) -> Result<(), Ending> {
 fn watch(twice_ends: bool) -> Result<Arc<AtomicBool>, Ending> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let register = || -> io::Result<()> {
+        let (told, tells) = UnixStream::pair()?;
         for signal in [SIGINT, SIGTERM, SIGHUP] {
-            if twice_ends {
-                // First, so that it looks at the flag as the signal before has left it.
-                flag::register_conditional_shutdown(signal, Exit::Incomplete.code().into(), Arc::clone(&interrupted))?;
-            }
             flag::register(signal, Arc::clone(&interrupted))?;
+            if twice_ends {
+                pipe::register(signal, tells.try_clone()?)?;
+            }
+        }
+        if twice_ends {
+            thread::Builder::new().name("signals".into()).spawn(|| end_at_second(told))?;
         }
         Ok(())
     };
     register().map_err(|error| Ending::failed(format!("signals cannot be watched for: {error}")))?;
     Ok(interrupted)
+}
+
+/// Ends the process when a second byte comes.
+fn end_at_second(mut told: UnixStream) {
+    if told.read_exact(&mut [0; 2]).is_ok() {
+        notice("it was stopped at once, as if killed; `tzero status` shows what is unfinished");
+        process::exit(Exit::Incomplete.code().into());
+    }
 }

@@ -150,7 +150,7 @@ fn show(snapshot: &control::Snapshot, output: Output) {
     ));
     if snapshot.unreadable_bytes > 0 {
         let unreadable = bytes(snapshot.unreadable_bytes);
-        output.line(format!("unreadable {unreadable}: the base gave an error when they were to be saved"));
+        output.line(format!("unreadable {unreadable}: the base gave an error when they were to be saved, or what was saved is damaged; the daemon's log says which"));
     }
     output.line(format!("when full  {}", snapshot.on_full));
     if snapshot.private {
