@@ -4,7 +4,10 @@
 
 /// The system's words, and what helps. The standard library has words of its own where it knows the kind of an error only.
 const ADVICE: &[(&[&str], &str)] = &[
-    (&["No such file or directory", "entity not found"], "check the path; a directory that it lacks has to be made first"),
+    (
+        &["No such file or directory", "entity not found"],
+        "check the path; a directory that it lacks has to be made first",
+    ),
     (
         &["Permission denied", "permission denied", "Operation not permitted"],
         "run it as a user who may, or choose another place",

@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Restore(Restore),
     /// How the daemon, its volumes and snapshots are
     Status(Status),
+    /// Measure the data path on this machine, side by side with the NBD servers that it has
+    Bench(Bench),
 }
 
 #[derive(Debug, Args)]
@@ -70,6 +72,33 @@ pub(crate) struct Demo {
     /// Size of the volume
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     pub(crate) size: Size,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// The rows that matter most, one round each: under two minutes
+    #[arg(long)]
+    pub(crate) quick: bool,
+
+    /// Where to work, on the file system that is to be measured; removed afterwards is what was made in it [default: the current directory]
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub(crate) dir: Option<PathBuf>,
+
+    /// Size of the volume that is measured
+    #[arg(long, value_name = "SIZE", default_value = "4G")]
+    pub(crate) size: Size,
+
+    /// How many times every row is measured; shown is the median [default: 3, with --quick 1]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=99))]
+    pub(crate) rounds: Option<u32>,
+
+    /// Seconds that a row of plain reads or writes takes [default: 3, with --quick 1]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub(crate) seconds: Option<u32>,
+
+    /// Only the rows that have this in their names; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) row: Vec<String>,
 }
 
 #[derive(Debug, Args)]

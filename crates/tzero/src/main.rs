@@ -5,6 +5,7 @@
 
 mod advice;
 mod arguments;
+mod bench;
 mod cli;
 mod commands;
 mod demo;
@@ -12,12 +13,14 @@ mod destination;
 mod ending;
 mod events;
 mod interrupt;
+mod nbd;
 mod output;
 mod paths;
 mod printable;
 mod progress;
 mod scope;
 mod sockets;
+mod stage;
 mod stdout;
 
 use std::env;
@@ -64,6 +67,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, Ending> {
     let state = || paths::state(cli.state);
     match cli.command {
         Command::Demo(demo) => demo::run(&demo, output),
+        Command::Bench(bench) => bench::run(&bench, output),
         Command::Serve(serve) => commands::serve::run(serve, &state()?),
         Command::Volume(volume) => commands::volume::run(volume, &state()?, output),
         Command::Snapshot(snapshot) => commands::snapshot::run(snapshot, &state()?, output),

@@ -3,10 +3,9 @@
 //! The daemon, the backup and the restore are this program's own commands, run as processes as anyone would run them. Only the
 //! writers and the proof are the demo's.
 
-mod nbd;
 mod proof;
-mod stage;
 mod stamp;
+pub(crate) use self::stamp::mixed;
 mod writer;
 
 use std::env;
@@ -23,13 +22,13 @@ use tzero_api::{Exit, Size};
 
 use crate::cli::Demo;
 use crate::demo::proof::{Flaw, History};
-use crate::demo::stage::Stage;
 use crate::demo::stamp::BLOCK;
 use crate::demo::writer::{Log, Schedule, WRITERS};
 use crate::ending::Ending;
 use crate::interrupt;
 use crate::output::{Output, bytes};
 use crate::paths::recorded;
+use crate::stage::Stage;
 
 const VOLUME: &str = "demo";
 /// Sizes that make sense: every writer has some blocks, and it ends in a minute or so.
@@ -51,7 +50,7 @@ pub(crate) fn run(demo: &Demo, output: Output) -> Result<Exit, Ending> {
     let parent = recorded(&demo.dir.clone().unwrap_or_else(env::temp_dir), "the demo's own volume is below it")?;
     check_room(&parent, size)?;
     let begun = Instant::now();
-    let mut stage = Stage::new(&parent, interrupt::patient_flag()?)?;
+    let mut stage = Stage::new("demo", &parent, interrupt::patient_flag()?)?;
     let told = tell(&mut stage, size, output)?;
     drop(stage);
     let seconds = begun.elapsed().as_secs_f64();

@@ -7,8 +7,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::demo::nbd::Connection;
 use crate::demo::stamp::{BLOCK, Stamp, mixed};
+use crate::nbd::Connection;
 
 /// Writers at work.
 pub(crate) const WRITERS: u32 = 4;

@@ -1,4 +1,4 @@
-//! Where the story plays: a directory and a daemon of its own, both gone afterwards.
+//! Where the demo and the bench play: a directory and a daemon of their own, both gone afterwards.
 
 use std::env;
 use std::fs::{self, File};
@@ -21,22 +21,31 @@ const STEP: Duration = Duration::from_millis(5);
 
 /// The directory and the daemon.
 pub(crate) struct Stage {
+    /// What plays there.
+    play: &'static str,
     directory: tempfile::TempDir,
     program: PathBuf,
     interrupted: Arc<AtomicBool>,
     daemon: Option<Child>,
 }
 
+/// How long a command took, and how much of a processor's time, in seconds.
+pub(crate) struct Timed {
+    pub(crate) seconds: f64,
+    pub(crate) cpu: f64,
+}
+
 impl Stage {
     /// Makes the directory.
-    pub(crate) fn new(parent: &Path, interrupted: Arc<AtomicBool>) -> Result<Self, Ending> {
-        let directory = tempfile::Builder::new().prefix("tzero-demo-").tempdir_in(parent).map_err(|error| {
+    pub(crate) fn new(play: &'static str, parent: &Path, interrupted: Arc<AtomicBool>) -> Result<Self, Ending> {
+        let prefix = format!("tzero-{play}-");
+        let directory = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(|error| {
             // The error itself names the place once more.
             Ending::failed(format!("no directory can be made in {}: {}", parent.display(), error.kind()))
         })?;
         let program = env::current_exe()
             .map_err(|error| Ending::failed(format!("the program itself cannot be found: {error}")))?;
-        Ok(Self { directory, program, interrupted, daemon: None })
+        Ok(Self { play, directory, program, interrupted, daemon: None })
     }
 
     /// A place in the directory.
@@ -49,10 +58,10 @@ impl Stage {
         self.path("state/nbd.sock")
     }
 
-    /// An error where the story was interrupted.
+    /// An error where the play was interrupted.
     pub(crate) fn go_on(&self) -> Result<(), Ending> {
         if self.interrupted.load(Ordering::Acquire) {
-            return Err(Ending::failed("the demo was interrupted; nothing is left behind"));
+            return Err(Ending::failed(format!("the {} was interrupted; nothing is left behind", self.play)));
         }
         Ok(())
     }
@@ -99,6 +108,41 @@ impl Stage {
         )))
     }
 
+    /// The daemon's process; none where it does not run.
+    pub(crate) fn daemon(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Child::id)
+    }
+
+    /// Ends the daemon as a failure would: `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            // Errors mean that it is gone already.
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
+
+    /// Runs a command of this program to its end, and says how long it took.
+    pub(crate) fn timed(&self, arguments: &[&str]) -> Result<Timed, Ending> {
+        let failed =
+            |error: io::Error| Ending::failed(format!("`tzero {}` cannot be run: {error}", arguments.join(" ")));
+        let said = self.path("said");
+        let begun = Instant::now();
+        let log = File::create(&said).map_err(failed)?;
+        let mut child = self.command().args(arguments).stdout(Stdio::null()).stderr(log).spawn().map_err(failed)?;
+        tzero_io::system::wait_ended(child.id()).map_err(failed)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let cpu = cpu_of(child.id()).map_err(failed)?;
+        let status = child.wait().map_err(failed)?;
+        self.go_on()?;
+        if !status.success() {
+            let said = fs::read_to_string(&said).unwrap_or_default();
+            let said = said.lines().last().unwrap_or_default();
+            return Err(Ending::failed(format!("`tzero {}` failed: {said}", arguments.join(" "))));
+        }
+        Ok(Timed { seconds, cpu })
+    }
+
     /// Runs a command of this program to its end; gives the last line of its JSON.
     pub(crate) fn run(&self, arguments: &[&str]) -> Result<Value, Ending> {
         let failed =
@@ -120,10 +164,16 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if let Some(daemon) = &mut self.daemon {
-            // Its state goes with the directory: there is nothing to save. Errors mean that it is gone already.
-            let _ = daemon.kill();
-            let _ = daemon.wait();
-        }
+        // Its state goes with the directory: there is nothing to save.
+        self.kill();
     }
+}
+
+/// User and system time that a process has used, in seconds. One that has ended counts until it is reaped.
+pub(crate) fn cpu_of(process: u32) -> io::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    // Linux counts hundredths of a second here, whatever its own clock.
+    Ok((ticks(11) + ticks(12)) / 100.0)
 }
