@@ -6,7 +6,8 @@
 //! 1. the modified map;
 //! 2. the snapshot table;
 //! 3. of every component ([`Begun::components`]) that is [`Access::Descriptor`], in order, the file or device;
-//! 4. of every tier of the cache ([`Begun::tiers`]) that is [`Access::Descriptor`], in order, the file.
+//! 4. of every tier of the cache ([`Begun::tiers`]) that is [`Access::Descriptor`], in order, the file;
+//! 5. if [`Begun::gauge`], the counters of how long hosts' requests take.
 //!
 //! They are separate opens in the daemon's own I/O modes: never paths, never the locked descriptors themselves.
 //!
@@ -27,8 +28,8 @@ use serde::{Deserialize, Serialize};
 use crate::control::{Durability, Originals};
 use crate::{OnFull, Place};
 
-/// Version of the protocol. 1, which said no number, had one base and one file of originals.
-pub const PROTOCOL: u32 = 2;
+/// Version of the protocol. 1, which said no number, had one base and one file of originals; 2 had no gauge.
+pub const PROTOCOL: u32 = 3;
 
 /// Longest line that either side accepts, in bytes: one with a scope of [`MOST_PARTS`](crate::control::MOST_PARTS) fits.
 pub const LONGEST_LINE: usize = 4 << 20;
@@ -218,6 +219,9 @@ pub struct Begun {
     pub components: Vec<Component>,
     /// What the original cache is made of, in order: an offset in the map counts from the first one's beginning.
     pub tiers: Vec<Tier>,
+    /// How long hosts' requests take comes with it.
+    #[serde(default)]
+    pub gauge: bool,
     /// The snapshot's view, as an export of the daemon's own: where the mover cannot have the base or the cache, it reads this instead. The
     /// name is a secret, and means nothing once the session is over.
     #[serde(default)]
@@ -290,7 +294,7 @@ impl Begun {
     pub fn descriptors(&self) -> usize {
         let accesses =
             self.components.iter().map(|part| &part.access).chain(self.tiers.iter().map(|tier| &tier.access));
-        STATE_DESCRIPTORS + accesses.filter(|access| **access == Access::Descriptor).count()
+        STATE_DESCRIPTORS + accesses.filter(|access| **access == Access::Descriptor).count() + usize::from(self.gauge)
     }
 }
 

@@ -46,6 +46,7 @@ use tzero_io::{Backend, Runtime};
 
 use crate::error::FileAction;
 use crate::forbidden::refuse_forbidden;
+use crate::governor::Restraint;
 use crate::location::{Location, resolved};
 use crate::registry::refuse_registered_export;
 use crate::site::Site;
@@ -98,6 +99,8 @@ pub struct BackupRequest {
     pub on_full: Option<OnFull>,
     /// Go first where originals are when the original cache is short of space; only tests do without.
     pub hurries: bool,
+    /// How the mover is held back.
+    pub restraint: Restraint,
     /// What stands at the destination may be replaced by the finished copy.
     pub replace: bool,
     /// Go on with the unfinished copy at the destination.

@@ -1,13 +1,13 @@
 //! The one pipeline that backup, verify and restore are made of.
 //!
 //! ```text
-//!   base reads (8 pieces of 1 MiB in flight)      chunks (2 landing)                 in order
+//!   base reads (up to 8 MiB ahead)                chunks (2 landing)                 in order
 //!   ─────────────────────────────────────▶ settle ─────────────────▶ digest ▶ write ─────────▶ sink
 //!          without regard to updates      a chunk of                 on a thread               journal, captured,
-//!                                         4 pieces at a time,                                  progress
+//!                                         pieces of 128 KiB,                                   progress
 //!                                         after their reads
 //! ```
-//! At most 20 MiB of buffers are alive, whatever the volume's size.
+//! At most 20 MiB of buffers are alive, whatever the volume's size. How much of that is on its way to or from a disk [`Pace`] says.
 //!
 //! # Invariants
 //! 1. A chunk is settled only after all of its base reads have completed (R21).
@@ -27,14 +27,15 @@ use tzero_io::{Buffer, Task, blocking, is_zero, spawn};
 
 use crate::digests::Digest;
 use crate::error::SourceFault;
+use crate::pace::Pace;
 use crate::scope::Scope;
 use crate::source::{Content, Part, Source};
 use crate::{Cancel, ChunkDigest, Error, unaligned};
 
-/// Bytes of one read.
-const PIECE: u64 = 1 << 20;
-/// Reads in flight.
-const READS: usize = 8;
+/// Bytes that are read, and written, at once. Larger ones are no faster, and a host waits longer behind each.
+const PIECE: u64 = 128 << 10;
+/// Pieces that are being read, or wait to be settled.
+const READS: usize = (8 << 20) / PIECE as usize;
 /// Chunks being digested and written.
 const LANDINGS: usize = 2;
 /// A stretch of zeroes that starts and ends at multiples of this many bytes becomes a hole.
@@ -52,7 +53,7 @@ pub(crate) struct Step {
 /// What is done with a chunk that was read and is as expected.
 pub(crate) trait Taker: Clone + 'static {
     /// Takes a chunk's parts, as of T0. `digest` is theirs.
-    fn take(self, range: ByteRange, digest: ChunkDigest, parts: Vec<Part>) -> impl Future<Output = Taken>;
+    fn take(self, range: ByteRange, digest: ChunkDigest, parts: Vec<Part>, pace: Pace) -> impl Future<Output = Taken>;
 }
 
 /// What came of taking a chunk: how many bytes were written for it.
@@ -63,7 +64,7 @@ pub(crate) type Taken = Result<u64, tzero_block::Error>;
 pub(crate) struct Unkept;
 
 impl Taker for Unkept {
-    async fn take(self, _range: ByteRange, _digest: ChunkDigest, _parts: Vec<Part>) -> Taken {
+    async fn take(self, _range: ByteRange, _digest: ChunkDigest, _parts: Vec<Part>, _pace: Pace) -> Taken {
         Ok(0)
     }
 }
@@ -146,7 +147,7 @@ pub(crate) async fn run<S: Source>(
     cancel: &Cancel,
     sink: &mut impl Sink,
 ) -> Result<End, Error> {
-    let scope = source.scope().clone();
+    let (scope, pace) = (source.scope().clone(), source.pace());
     let mut pieces = steps.take_while(|_| !cancel.is_cancelled()).flat_map(|step| pieces_of(step, &scope));
     let mut reading: VecDeque<(Piece, Task<Result<Content, tzero_block::Error>>)> = VecDeque::new();
     let mut landing: VecDeque<Task<Landed>> = VecDeque::new();
@@ -155,8 +156,13 @@ pub(crate) async fn run<S: Source>(
     loop {
         while reading.len() < READS && result.is_ok() {
             let Some(piece) = pieces.next() else { break };
-            let (base, range, inside) = (Arc::clone(source.base()), piece.range, piece.inside);
-            let read = spawn(async move { if inside { read_piece(base, range).await } else { Ok(Content::Outside) } });
+            let (base, range, inside, pace) = (Arc::clone(source.base()), piece.range, piece.inside, pace.clone());
+            let read = spawn(async move {
+                if !inside {
+                    return Ok(Content::Outside);
+                }
+                read_piece(base, range, &pace).await
+            });
             reading.push_back((piece, read));
         }
         let Some((piece, read)) = reading.pop_front() else { break };
@@ -171,7 +177,7 @@ pub(crate) async fn run<S: Source>(
             continue;
         }
         gathered.settle(source).await;
-        landing.push_back(spawn(land(taker.clone(), gathered)));
+        landing.push_back(spawn(land(taker.clone(), gathered, pace.clone())));
         if landing.len() > LANDINGS
             && let Some(first) = landing.pop_front()
         {
@@ -192,11 +198,17 @@ fn pieces_of(step: Step, scope: &Scope) -> impl Iterator<Item = Piece> + use<> {
     pieces.into_iter().map(move |(range, inside)| Piece { step, range, inside, last: range.end() == step.range.end() })
 }
 
-async fn read_piece<D: BlockDevice>(base: Arc<D>, range: ByteRange) -> Result<Content, tzero_block::Error> {
+async fn read_piece<D: BlockDevice>(
+    base: Arc<D>,
+    range: ByteRange,
+    pace: &Pace,
+) -> Result<Content, tzero_block::Error> {
     let extents = base.extents(unaligned::widened(base.as_ref(), range)).await?;
     if extents.iter().all(|extent| extent.hole) {
         return Ok(Content::Hole);
     }
+    pace.wait(range.len()).await;
+    let _pass = pace.enter(range.len()).await;
     unaligned::read(base.as_ref(), range).await.map(Content::Bytes)
 }
 
@@ -233,7 +245,7 @@ impl Chunk {
     }
 }
 
-async fn land(taker: impl Taker, chunk: Chunk) -> Landed {
+async fn land(taker: impl Taker, chunk: Chunk, pace: Pace) -> Landed {
     let Chunk { step, parts, fault, read, changed } = chunk;
     let landed = |outcome, written| Landed { index: step.index, range: step.range, outcome, read, changed, written };
     if let Some((range, fault)) = fault {
@@ -249,7 +261,7 @@ async fn land(taker: impl Taker, chunk: Chunk) -> Landed {
     {
         return landed(Outcome::Mismatch, 0);
     }
-    match taker.take(step.range, digest, parts).await {
+    match taker.take(step.range, digest, parts, pace).await {
         Ok(written) => landed(Outcome::Good(digest), written),
         Err(error) => landed(Outcome::Unwritable(error), 0),
     }
@@ -274,8 +286,8 @@ fn digest_of(parts: &[Part]) -> ChunkDigest {
 }
 
 impl<T: BlockDevice> Taker for Target<T> {
-    async fn take(self, _range: ByteRange, digest: ChunkDigest, parts: Vec<Part>) -> Taken {
-        self.write(parts, digest == ChunkDigest::Zero).await
+    async fn take(self, _range: ByteRange, digest: ChunkDigest, parts: Vec<Part>, pace: Pace) -> Taken {
+        self.write(parts, digest == ChunkDigest::Zero, &pace).await
     }
 }
 
@@ -287,15 +299,16 @@ impl<T: BlockDevice> Target<T> {
         unaligned::zero(self.device.as_ref(), range).await
     }
 
-    /// Writes what is not zero and makes sure that the rest is, outside the scope nothing; tells how many bytes were written.
-    pub(crate) async fn write(&self, parts: Vec<Part>, all_zero: bool) -> Result<u64, tzero_block::Error> {
-        let mut written = 0;
+    /// Writes what is not zero and makes sure that the rest is, outside the scope nothing; tells how many bytes were written. When it returns nothing is
+    /// on its way any more.
+    pub(crate) async fn write(&self, parts: Vec<Part>, all_zero: bool, pace: &Pace) -> Result<u64, tzero_block::Error> {
+        let (mut pieces, mut zeroes) = (Vec::new(), Vec::new());
         for (range, content) in joined(parts, all_zero) {
             let bytes = match content {
                 Content::Bytes(bytes) => bytes,
                 Content::Outside => continue,
                 Content::Hole => {
-                    self.zero(range).await?;
+                    zeroes.push(range);
                     continue;
                 }
             };
@@ -303,23 +316,59 @@ impl<T: BlockDevice> Target<T> {
             if let [(whole, false)] = runs.as_slice()
                 && whole.len() == range.len()
             {
-                unaligned::write(self.device.as_ref(), range.start(), bytes).await?;
-                written += range.len();
+                pieces.push((range, bytes));
                 continue;
             }
             for (run, zero) in runs {
                 let place = ByteRange::new(range.start() + run.start(), run.len());
                 if zero {
-                    self.zero(place).await?;
-                    continue;
+                    zeroes.push(place);
+                } else {
+                    pieces.push((place, Buffer::copy_of(&bytes[run.start() as usize..run.end() as usize])));
                 }
-                let part = Buffer::copy_of(&bytes[run.start() as usize..run.end() as usize]);
-                unaligned::write(self.device.as_ref(), place.start(), part).await?;
-                written += run.len();
             }
+        }
+        for range in merged(zeroes) {
+            self.zero(range).await?;
+        }
+        let written = pieces.iter().map(|(place, _)| place.len()).sum();
+        // Two that share a sector must not be on their way together.
+        let is_whole = |place: ByteRange| unaligned::widened(self.device.as_ref(), place) == place;
+        let (whole, ragged): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|(place, _)| is_whole(*place));
+        let start = |(place, bytes)| spawn(write_piece(Arc::clone(&self.device), place, bytes, pace.clone()));
+        let writing: Vec<_> = whole.into_iter().map(start).collect();
+        let mut result = Ok(());
+        for piece in writing {
+            result = result.and(piece.await);
+        }
+        result?;
+        for (place, bytes) in ragged {
+            write_piece(Arc::clone(&self.device), place, bytes, pace.clone()).await?;
         }
         Ok(written)
     }
+}
+
+/// Ascending ranges, neighbours as one.
+fn merged(ranges: Vec<ByteRange>) -> Vec<ByteRange> {
+    let mut merged: Vec<ByteRange> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if last.end() == range.start() => *last = ByteRange::between(last.start(), range.end()),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+async fn write_piece<T: BlockDevice>(
+    device: Arc<T>,
+    place: ByteRange,
+    bytes: Buffer,
+    pace: Pace,
+) -> Result<(), tzero_block::Error> {
+    let _pass = pace.enter(place.len()).await;
+    unaligned::write(device.as_ref(), place.start(), bytes).await
 }
 
 /// Of a chunk that is all zero, neighbouring parts as one hole: they are zeroed together.

@@ -32,6 +32,7 @@ mod error;
 mod export;
 mod flow;
 mod forbidden;
+mod governor;
 mod hex;
 mod hurry;
 mod journal;
@@ -40,6 +41,7 @@ mod manifest;
 mod medium;
 mod opening;
 mod ours;
+mod pace;
 mod patience;
 mod progress;
 mod registry;
@@ -65,6 +67,7 @@ pub use error::{
     DaemonFault, Error, FileAction, Halted, Holding, Incomplete, RangeFault, Refusal, ResumeFault, SourceFault,
     StopCause,
 };
+pub use governor::Restraint;
 pub use location::Location;
 pub use manifest::{
     Boundary, CopyKind, DeviceRecord, Durability, Engine, ImageRecord, Layout, MANIFEST_VERSION, Manifest,

@@ -7,8 +7,10 @@
 //! | flush | the system makes its bytes durable | so does the server, for all that it has acknowledged |
 //! | forget | its clean pages leave the page cache, so that the next read is of the medium | nothing: the server's caches are its own |
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use tzero_block::{Action, BlockDevice, ByteRange, FileDevice};
@@ -37,6 +39,20 @@ impl Medium {
     /// What is read and written.
     pub(crate) fn device(&self) -> &Arc<AnyDevice> {
         &self.device
+    }
+
+    /// The same bytes past the page cache, where the system does that for them. What is written there is on its way to the medium at once, as much at a
+    /// time as its writer has in flight; a cache would send it later, all at once, and hold up everybody else who uses the medium.
+    pub(crate) fn past_cache(&self) -> Arc<AnyDevice> {
+        let direct = self.file().map(|file| {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let file = OpenOptions::new().read(true).write(true).custom_flags(system::DIRECT).open(path)?;
+            FileDevice::from_file(file, true)
+        });
+        match direct {
+            Some(Ok(device)) => Arc::new(device.into()),
+            Some(Err(_)) | None => Arc::clone(&self.device),
+        }
     }
 
     /// Bytes that it has.

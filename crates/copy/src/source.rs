@@ -16,14 +16,16 @@ use std::sync::Arc;
 use tzero_api::control;
 use tzero_api::mover::Begun;
 use tzero_block::{BlockDevice, ByteRange, Concat};
-use tzero_io::{Buffer, MappedFile};
+use tzero_io::{Buffer, Gauge, MappedFile};
 use tzero_nbd::AnyDevice;
 use tzero_originals::{CaughtUp, Epoch, OriginalsReader, Sequence, SnapshotId, SnapshotRef};
 
 use crate::digests::CHUNK;
 use crate::error::{DaemonFault, SourceFault};
+use crate::governor::{Restraint, govern};
 use crate::hurry::Hurry;
 use crate::manifest::Transport;
+use crate::pace::Pace;
 use crate::released::Released;
 use crate::scope::{InvalidScope, Scope};
 
@@ -67,6 +69,11 @@ pub(crate) trait Source {
         Hurry::default()
     }
 
+    /// What bounds those who read it.
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
+
     /// Fails unless everything settled so far is still vouched for.
     fn check(&self) -> Result<(), SourceFault>;
 }
@@ -76,17 +83,29 @@ pub(crate) struct PlainSource<D> {
     device: Arc<D>,
     size: u64,
     scope: Scope,
+    pace: Pace,
 }
 
 impl<D: BlockDevice> PlainSource<D> {
     /// The first `size` bytes of `device`.
     pub(crate) fn new(device: Arc<D>, size: u64) -> Self {
-        Self { device, size, scope: Scope::default() }
+        Self { device, size, scope: Scope::default(), pace: Pace::default() }
     }
 
     /// Only what of it is in `scope`.
     pub(crate) fn scoped(self, scope: Scope) -> Self {
         Self { scope, ..self }
+    }
+
+    /// So many bytes of data are read a second, at most.
+    pub(crate) fn at_rate(self, rate: Option<u64>) -> Self {
+        self.pace.set_rate(rate);
+        self
+    }
+
+    /// Bounded together with another source.
+    pub(crate) fn paced(self, pace: Pace) -> Self {
+        Self { pace, ..self }
     }
 }
 
@@ -109,6 +128,10 @@ impl<D: BlockDevice> Source for PlainSource<D> {
         ready(Ok((parts, 0)))
     }
 
+    fn pace(&self) -> Pace {
+        self.pace.clone()
+    }
+
     fn check(&self) -> Result<(), SourceFault> {
         Ok(())
     }
@@ -123,6 +146,8 @@ pub(crate) struct SnapshotSource {
     scope: Scope,
     released: Released,
     hurry: Hurry,
+    pace: Pace,
+    gauge: Option<Gauge>,
     /// Its copy-on-write may have ended.
     retained: bool,
     /// It has: the last original that it retains.
@@ -160,7 +185,28 @@ impl SnapshotSource {
         let hurry = Hurry::default();
         let (size, base) = (begun.size, Arc::new(devices.base));
         let (transport, ended) = (devices.transport, begun.ended);
-        Ok(Self { base, originals, snapshot, size, scope, released, hurry, retained: false, ended, transport })
+        Ok(Self {
+            base,
+            originals,
+            snapshot,
+            size,
+            scope,
+            released,
+            hurry,
+            pace: Pace::default(),
+            gauge: devices.gauge,
+            retained: false,
+            ended,
+            transport,
+        })
+    }
+
+    /// Holds those who read it back from now on.
+    pub(crate) fn restrain(&mut self, restraint: Restraint) {
+        self.pace.set_rate(restraint.rate);
+        if let Some(gauge) = self.gauge.take() {
+            govern(&self.pace, gauge, restraint.host_p99);
+        }
     }
 
     /// Lays originals over what the base gave.
@@ -286,6 +332,10 @@ impl Source for SnapshotSource {
 
     fn hurry(&self) -> Hurry {
         self.hurry.clone()
+    }
+
+    fn pace(&self) -> Pace {
+        self.pace.clone()
     }
 
     fn check(&self) -> Result<(), SourceFault> {

@@ -21,6 +21,7 @@ fn child() {
     let [socket, root, event] = orders.split('|').collect::<Vec<_>>().try_into().unwrap();
     let fatal: usize = event.parse().unwrap();
     let request = BackupRequest {
+        restraint: tzero_copy::Restraint::default(),
         source: BackupSource::Volume { mover_socket: socket.into(), volume: "vm".into(), snapshot: None },
         destination: Path::new(root).join("copies/vol.img"),
         state: Path::new(root).join("state"),

@@ -7,7 +7,7 @@ use tzero_api::control::Durability;
 use tzero_api::{Name, Place, sentence};
 use tzero_block::{Concat, FileDevice};
 use tzero_engine::{NoMemory, OpenError, VolumeOptions, memory_of_bits};
-use tzero_io::{Directory, system};
+use tzero_io::{Directory, Gauge, system};
 use tzero_nbd::AnyDevice;
 use tzero_originals::{Components, MapError, MapShape, SnapshotId, TableError};
 
@@ -220,7 +220,11 @@ pub(crate) async fn open_engine(
         map_shape: MapShape::DEFAULT,
         cache: ready.options.clone(),
     };
-    let platform = Production { crash: opening.crash.clone(), without: opening.without.clone() };
+    let gauge = Gauge::new().inspect_err(|error| {
+        tracing::warn!(volume = %record.name, "movers will not see how long hosts' requests take: {error}");
+    });
+    let platform =
+        Production { crash: opening.crash.clone(), without: opening.without.clone(), gauge: gauge.ok().map(Arc::new) };
     let storage = Directory::new(directory.engine());
     let opened =
         threads.run(move || async move { Engine::open(platform, device, cache, storage, options).await }).await;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tzero_block::Concat;
 use tzero_engine::{Platform, Point, Rung};
-use tzero_io::{Directory, system};
+use tzero_io::{Directory, Gauge, system};
 use tzero_nbd::AnyDevice;
 use tzero_originals::SnapshotId;
 
@@ -139,6 +139,8 @@ pub(crate) type Engine = tzero_engine::Volume<Production>;
 pub(crate) struct Production {
     pub(crate) crash: Option<Arc<CrashPlan>>,
     pub(crate) without: Without,
+    /// How long hosts' requests take; none where the system has no memory for it.
+    pub(crate) gauge: Option<Arc<Gauge>>,
 }
 
 impl Platform for Production {
@@ -160,6 +162,16 @@ impl Platform for Production {
 
     fn has_rung(&self, rung: Rung) -> bool {
         !self.without.0.contains(&rung)
+    }
+
+    fn is_watched(&self) -> bool {
+        self.gauge.as_ref().is_some_and(|gauge| gauge.is_watched())
+    }
+
+    fn answered(&self, ns: u64) {
+        if let Some(gauge) = &self.gauge {
+            gauge.count(ns);
+        }
     }
 
     fn point(&self, point: Point) -> impl Future<Output = ()> {

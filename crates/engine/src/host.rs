@@ -138,17 +138,39 @@ impl<P: Platform> HostSession<P> {
     }
 }
 
+/// Says how long a request took, if somebody wants to know.
+struct Watch<'a, P: Platform> {
+    platform: &'a P,
+    begun: Option<u64>,
+}
+
+impl<'a, P: Platform> Watch<'a, P> {
+    fn begin(platform: &'a P) -> Self {
+        Self { platform, begun: platform.is_watched().then(|| platform.monotonic_ns()) }
+    }
+}
+
+impl<P: Platform> Drop for Watch<'_, P> {
+    fn drop(&mut self) {
+        if let Some(begun) = self.begun {
+            self.platform.answered(self.platform.monotonic_ns().saturating_sub(begun));
+        }
+    }
+}
+
 impl<P: Platform> Export for HostSession<P> {
     fn info(&self) -> &ExportInfo {
         &self.info
     }
 
     async fn read(&self, offset: u64, buffer: Buffer) -> (Buffer, Result<(), ExportError>) {
+        let _watch = Watch::begin(&self.volume.platform);
         let (buffer, result) = self.volume.base.read(offset, buffer).await;
         (buffer, result.map_err(host_error))
     }
 
     async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), ExportError>) {
+        let _watch = Watch::begin(&self.volume.platform);
         let range = ByteRange::new(offset, buffer.len() as u64);
         if self.volume.goes_in_increments(range) {
             let write = async |piece: ByteRange| {

@@ -58,6 +58,14 @@ pub trait Platform: Send + Sync + 'static {
         false
     }
 
+    /// Whether somebody wants to know how long hosts' requests take.
+    fn is_watched(&self) -> bool {
+        false
+    }
+
+    /// A read or write of a host took so many nanoseconds.
+    fn answered(&self, _ns: u64) {}
+
     /// Something has happened.
     fn observe(&self, _event: Event) {}
 }

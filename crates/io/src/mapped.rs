@@ -116,6 +116,15 @@ impl MappedFile {
         unsafe { &*self.base.add(offset as usize).cast::<AtomicU64>() }
     }
 
+    /// Adds one to the word at byte `offset`, where stores go to memory; elsewhere nothing happens.
+    pub(crate) fn increment(&self, offset: u64) {
+        let place = self.word(offset);
+        if self.access == Access::Memory {
+            let more = |word: u64| Some(u64::from_le(word).wrapping_add(1).to_le());
+            let _ = place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        }
+    }
+
     fn put(&self, offset: u64, word: u64, order: Ordering) -> io::Result<()> {
         let place = self.word(offset);
         match self.access {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use tzero_api::control::{Durability, LARGEST_GRAIN, SMALLEST_GRAIN};
 use tzero_api::{Name, NameError, ResizeVolume, Size, SizeError, SnapshotPath, Unfit, is_private};
@@ -22,6 +23,8 @@ pub(crate) enum ArgumentError {
     Grain,
     #[error("it is neither `process` nor `power`")]
     Durability,
+    #[error("it is no time from 10us to 10s: write a number with us, ms or s, as in 2ms")]
+    Latency,
     #[error("it leaves no room for originals: give at least one grain")]
     NoRoom,
     #[error("it is not OFFSET+LENGTH, as 64M+4K is")]
@@ -68,6 +71,15 @@ pub(crate) fn size(text: &str) -> Result<Size, ArgumentError> {
     let size = text.parse()?;
     ResizeVolume { size }.check()?;
     Ok(size)
+}
+
+/// How long a host's request may take.
+pub(crate) fn latency(text: &str) -> Result<Duration, ArgumentError> {
+    const UNITS: [(&str, u64); 3] = [("us", 1), ("ms", 1000), ("s", 1_000_000)];
+    let parsed =
+        UNITS.iter().find_map(|(unit, micros)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*micros));
+    let fits = |micros: &u64| (10..=10_000_000).contains(micros);
+    parsed.filter(fits).map(Duration::from_micros).ok_or(ArgumentError::Latency)
 }
 
 /// What snapshots survive.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -298,6 +299,14 @@ pub(crate) struct Backup {
     #[arg(long, value_name = "WHAT")]
     pub(crate) on_full: Option<OnFull>,
 
+    /// Most bytes of data to read a second [default: what the host leaves]
+    #[arg(long, value_name = "SIZE/s")]
+    pub(crate) rate: Option<Rate>,
+
+    /// What 99 of 100 of the host's requests may take meanwhile, as in 500us or 2ms: the copy gets slower where they take longer [default: about three times what they take by themselves]
+    #[arg(long, value_name = "DURATION", value_parser = arguments::latency)]
+    pub(crate) host_p99: Option<Duration>,
+
     /// Read the finished copy back and compare it with the digests of time zero
     #[arg(long)]
     pub(crate) verify: bool,
@@ -417,7 +426,6 @@ mod tests {
             "tzero volume changes v",
             "tzero snapshot create s v --freeze fs:/x",
             "tzero backup v --to x --incremental",
-            "tzero backup v --to x --rate 1M/s",
             "tzero backup v --to x --toc",
             "tzero backup v --to archive:x",
             "tzero backup v --to tape:x",
@@ -431,7 +439,7 @@ mod tests {
             "tzero restore x --to y --path /etc",
             "tzero restore x --to y --in-place",
             "tzero clone create v x",
-            "tzero bench",
+            "tzero doctor",
         ] {
             assert_eq!(parse(line).map(drop).map_err(|error| error.exit_code()), Err(2), "{line}");
         }

@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn a_usage_error_says_where_to_read_on() {
         for (line, sentence) in [
-            ("tzero backup v --to x --rate y", "unexpected argument '--rate' found; see `tzero backup --help`"),
+            ("tzero backup v --to x --speed y", "unexpected argument '--speed' found; see `tzero backup --help`"),
             (
                 "tzero restor",
                 "unrecognized subcommand 'restor'; a similar subcommand exists: 'restore'; see `tzero --help`",

@@ -73,7 +73,7 @@ impl<S: Source> Job<'_, S> {
         let (chunk, size) = self.cut();
         let order = self.source.hurry().order(self.missing().into_iter().collect());
         let steps = order.map(move |index| Step { index, range: chunk_range(index, chunk, size), expect: None });
-        let target = self.target();
+        let target = Target { device: self.medium.past_cache(), ..self.target() };
         let (source, cancel, mut landing) = self.landing(captures, Stage::Final);
         let ended = flow::run(source, target, steps, cancel, &mut landing).await;
         let Landing { captures, behind, .. } = landing;

@@ -122,6 +122,7 @@ impl Job<'_, SnapshotSource> {
             }
             let batch = &rest[..rest.len().min(BATCH)];
             let ranges: Vec<_> = batch.iter().map(|index| self.source.scope().within(self.range_of(*index))).collect();
+            self.source.pace().wait(batch.iter().map(|index| self.range_of(*index).len()).sum()).await;
             let (moved, goes_on) = engine.copy(ranges).await;
             let image = PlainSource::new(Arc::clone(self.medium.device()), self.source.size());
             let image = image.scoped(self.source.scope().clone());
@@ -135,7 +136,7 @@ impl Job<'_, SnapshotSource> {
         if rest.is_empty() {
             return Ok(());
         }
-        let base = PlainSource::new(Arc::clone(self.source.base()), self.source.size());
+        let base = PlainSource::new(Arc::clone(self.source.base()), self.source.size()).paced(self.source.pace());
         let target = self.target();
         self.copy_as_base(base.scoped(self.source.scope().clone()), target, rest.to_vec()).await
     }
@@ -207,7 +208,7 @@ impl Job<'_, SnapshotSource> {
         self.note(|journal| journal.append(index, &record))?;
         self.records.insert(index, record);
         let target = Target { blank: false, ..self.target() };
-        let taken = target.take(range, ChunkDigest::Data([0; 32]), parts).await;
+        let taken = target.take(range, ChunkDigest::Data([0; 32]), parts, self.source.pace()).await;
         taken.map(|_| true).map_err(|source| Error::Target { path: self.site.partial.clone(), source }.into())
     }
 

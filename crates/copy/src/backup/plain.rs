@@ -130,7 +130,7 @@ pub(crate) async fn backup(
     };
     let replace = request.replace || journal.header.replace;
     let job = Job {
-        source: PlainSource::new(Arc::clone(&plain.device), plain.size()),
+        source: PlainSource::new(Arc::clone(&plain.device), plain.size()).at_rate(request.restraint.rate),
         source_name: plain.path.display().to_string(),
         session: None,
         released: Released::default(),

@@ -32,6 +32,7 @@ impl Place {
             scope: Vec::new(),
             on_full: None,
             hurries: true,
+            restraint: Restraint::default(),
             replace: false,
             resume: false,
             verify: false,

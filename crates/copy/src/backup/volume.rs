@@ -103,7 +103,7 @@ pub(crate) async fn backup(
         observer,
         cancel,
     };
-    run(job, request.hurries).await
+    run(job, request).await
 }
 
 /// What a volume is copied by, given what was asked for.
@@ -115,10 +115,11 @@ fn mode_of(asked: ModeAsked) -> ModeUsed {
     }
 }
 
-async fn run(job: Job<'_, SnapshotSource>, hurries: bool) -> Result<BackupOutcome, Error> {
-    if !hurries {
+async fn run(mut job: Job<'_, SnapshotSource>, request: &BackupRequest) -> Result<BackupOutcome, Error> {
+    if !request.hurries {
         job.source.hurry().never();
     }
+    job.source.restrain(request.restraint);
     let finished = match job.journal.header.mode_used {
         ModeUsed::Outboard => job.run_with(async |job| job.copy_outboard().await, Judgement::default).await,
         _ => job.run(Judgement::default).await,
@@ -275,7 +276,7 @@ async fn resume(
         observer,
         cancel,
     };
-    run(job, request.hurries).await
+    run(job, request).await
 }
 
 fn outcome(finished: Finished) -> BackupOutcome {

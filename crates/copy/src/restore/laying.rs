@@ -20,6 +20,7 @@ use tzero_nbd::AnyDevice;
 use super::selection::Selection;
 use crate::flow::{Taken, Taker, Target};
 use crate::medium::Medium;
+use crate::pace::Pace;
 use crate::source::{Content, Part};
 use crate::{ChunkDigest, unaligned};
 
@@ -112,10 +113,10 @@ impl Laying {
 }
 
 impl Taker for Laying {
-    async fn take(self, _range: ByteRange, digest: ChunkDigest, parts: Vec<Part>) -> Taken {
+    async fn take(self, _range: ByteRange, digest: ChunkDigest, parts: Vec<Part>, pace: Pace) -> Taken {
         let parts = selected(parts, &self.selection);
         if self.way == Way::Over {
-            return self.target().write(parts, digest == ChunkDigest::Zero).await;
+            return self.target().write(parts, digest == ChunkDigest::Zero, &pace).await;
         }
         let mut written = 0;
         for (range, content) in parts {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tzero_api::mover::{Access, Begun};
 use tzero_block::{BlockDevice, Concat, FileDevice};
-use tzero_io::MappedFile;
+use tzero_io::{Gauge, MappedFile};
 use tzero_nbd::{AnyDevice, ClientOptions, NbdDevice, Reconnect};
 
 use crate::error::DaemonFault;
@@ -31,13 +31,16 @@ pub(super) struct Devices {
     pub(super) map: MappedFile,
     pub(super) table: MappedFile,
     pub(super) transport: Transport,
+    pub(super) gauge: Option<Gauge>,
 }
 
 /// Opens what came with [`Begun`].
 ///
 /// # Errors
 /// When it is not what it should be, or a server cannot be reached.
-pub(super) async fn open(begun: &Begun, descriptors: Vec<OwnedFd>) -> Result<Devices, DaemonFault> {
+pub(super) async fn open(begun: &Begun, mut descriptors: Vec<OwnedFd>) -> Result<Devices, DaemonFault> {
+    let last = if begun.gauge { Some(descriptors.pop().ok_or(DaemonFault::Protocol)?) } else { None };
+    let gauge = last.map(|last| Gauge::look_at(last.into())).transpose().map_err(DaemonFault::Files)?;
     let mut files = descriptors.into_iter().map(File::from);
     let mut next = || files.next().ok_or(DaemonFault::Protocol);
     let map = MappedFile::from_file(next()?, false).map_err(DaemonFault::Files)?;
@@ -46,7 +49,7 @@ pub(super) async fn open(begun: &Begun, descriptors: Vec<OwnedFd>) -> Result<Dev
     if let Some(uri) = &begun.view {
         let view = Arc::new(connect(uri, begun.size).await?);
         let again = || row(vec![AnyDevice::from(Arc::clone(&view))]);
-        return Ok(Devices { base: again()?, cache: again()?, map, table, transport: Transport::View });
+        return Ok(Devices { base: again()?, cache: again()?, map, table, transport: Transport::View, gauge });
     }
     let mut base = Vec::new();
     for component in &begun.components {
@@ -71,7 +74,7 @@ pub(super) async fn open(begun: &Begun, descriptors: Vec<OwnedFd>) -> Result<Dev
     let remote = begun.components.iter().any(|part| over_network(&part.access))
         || begun.tiers.iter().any(|tier| over_network(&tier.access));
     let transport = if remote { Transport::Nbd } else { Transport::Descriptors };
-    Ok(Devices { base: row(base)?, cache: row(cache)?, map, table, transport })
+    Ok(Devices { base: row(base)?, cache: row(cache)?, map, table, transport, gauge })
 }
 
 /// Connects to an export of at least `needs` bytes, for reading.

@@ -54,6 +54,7 @@ fn source(directory: &std::path::Path, released: Released) -> SnapshotSource {
         direct: false,
         components: vec![Component { size: SIZE, access: Access::Descriptor, place: "/base".into() }],
         tiers: vec![Tier { size: 0, access: Access::Descriptor }],
+        gauge: false,
         view: None,
         released: None,
         scope: None,

@@ -358,6 +358,7 @@ impl Daemon {
         Fault { direct, durability, silent_of_released, .. }: Fault,
     ) {
         let begun = Begun {
+            gauge: false,
             protocol: PROTOCOL,
             volume: "vm".into(),
             volume_id: SnapshotId(VOLUME).to_string(),

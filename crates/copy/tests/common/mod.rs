@@ -83,6 +83,7 @@ impl Place {
 
     pub fn request(&self, source: BackupSource) -> BackupRequest {
         BackupRequest {
+            restraint: tzero_copy::Restraint::default(),
             source,
             destination: self.image(),
             state: self.state(),

@@ -23,6 +23,8 @@ pub(super) struct Handed {
     pub(super) tiers: Vec<Tier>,
     /// It cannot have all that it would need.
     pub(super) needs_view: bool,
+    /// The last of the files is the gauge.
+    pub(super) gauge: bool,
 }
 
 /// Separate opens, read-only and in the daemon's own mode, in the order of `tzero_api::mover`; and what the components and tiers are. `size` is
@@ -63,7 +65,9 @@ pub(super) fn open_for_mover(volume: &Volume, direct: bool, size: u64) -> io::Re
     };
     let needs_view = access == Access::Nothing || components.iter().any(|part| part.access == Access::Nothing);
     tiers.push(Tier { size: 0, access });
-    Ok(Handed { files, components, tiers, needs_view })
+    let gauge = serving.engine.platform().gauge.as_ref();
+    files.extend(gauge.map(|gauge| reopen(gauge.file(), false)).transpose()?);
+    Ok(Handed { files, components, tiers, needs_view, gauge: gauge.is_some() })
 }
 
 /// Another open of an open file, read-only. Its path may lead elsewhere by now.

@@ -11,7 +11,7 @@ use tzero_api::mover::{Begun, Destination, FailureCode, LONGEST_LINE, PROTOCOL, 
 use tzero_api::{Name, SnapshotPath, is_private, quoted};
 use tzero_block::ByteRange;
 use tzero_engine::{MoverAtWork, SnapshotError, SnapshotInfo, SnapshotState};
-use tzero_io::descriptors;
+use tzero_io::{Gauge, Watched, descriptors};
 use tzero_originals::{Originals, SnapshotId};
 
 use super::files::{Handed, open_for_mover};
@@ -33,6 +33,8 @@ struct Held {
     _view: Option<Shown>,
     /// Hosts may be slowed down as long as somebody makes space.
     _at_work: Option<MoverAtWork<Production>>,
+    /// It looks at how long hosts' requests take.
+    _watched: Option<Watched>,
 }
 
 impl Held {
@@ -228,7 +230,7 @@ impl Session {
         settled.blocking_recv().map_err(|_| stopped())?;
 
         let record = volume.record().ok_or_else(stopped)?;
-        let Handed { files, components, tiers, needs_view } = open_for_mover(&volume, record.direct, info.size)
+        let Handed { files, components, tiers, needs_view, gauge } = open_for_mover(&volume, record.direct, info.size)
             .map_err(|error| {
                 refused(
                     FailureCode::Failed,
@@ -259,6 +261,7 @@ impl Session {
             direct: record.direct,
             components,
             tiers,
+            gauge,
             view: view.as_ref().and_then(|view| view.uri(&self.daemon)),
             // Under the lease: nobody else releases, and what an earlier mover asked for is over.
             released: Some(released_page(&volume, info.id, 0)?),
@@ -267,7 +270,8 @@ impl Session {
         // One that copies what is kept makes none.
         let releases = info.originals == Originals::Release;
         let at_work = if releases { Some(serving(&volume)?.engine.mover_at_work()) } else { None };
-        self.held = Some(Held { lease, info, resumable, _view: view, _at_work: at_work });
+        let watched = serving(&volume)?.engine.platform().gauge.as_ref().map(Gauge::watch);
+        self.held = Some(Held { lease, info, resumable, _view: view, _at_work: at_work, _watched: watched });
         let line = line_of(&Reply::Begun(Box::new(begun)));
         let sent = descriptors::send(&self.stream, &line, &files.iter().map(File::as_fd).collect::<Vec<_>>())?;
         Ok(self.stream.write_all(&line[sent..])?)

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use tzero_api::control::{self, Part};
 use tzero_api::{ClientError, Code, Exit, Name, SnapshotPath, StatePaths};
-use tzero_copy::{BackupOutcome, BackupRequest, BackupSource, Boundary, Cancel, Layout, Location, ModeAsked, Outboard};
+use tzero_copy::{
+    BackupOutcome, BackupRequest, BackupSource, Boundary, Cancel, Layout, Location, ModeAsked, Outboard, Restraint,
+};
 
 use crate::cli::{self, Backup, Mode};
 use crate::commands::client;
@@ -38,6 +40,10 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
         return Err(Ending::usage(sentence));
     }
     let source = Source::find(asked, state)?;
+    if let (Source::Path(path), true) = (&source, command.host_p99.is_some()) {
+        let sentence = "--host-p99 is about the host of a volume, and it is none: leave it out";
+        return Err(Ending::usage(format!("{}: {sentence}", path.display())));
+    }
     let scope = source.scope(command)?;
     let request = BackupRequest {
         destination: match command.destination.place(&source.stem()) {
@@ -56,6 +62,7 @@ pub(crate) fn run(command: &Backup, state: &StatePaths, output: Output) -> Resul
         scope,
         on_full: command.on_full,
         hurries: !std::env::var(WITHOUT).is_ok_and(|without| without.split(',').any(|rung| rung == HURRY)),
+        restraint: Restraint { host_p99: command.host_p99, rate: command.rate.map(|rate| rate.0) },
         replace: command.replace,
         resume: command.resume,
         verify: command.verify,
