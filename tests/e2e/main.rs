@@ -6,6 +6,7 @@ mod ahead;
 mod backup;
 mod badinput;
 mod bases;
+mod bench;
 mod clients;
 mod commands;
 mod demo;

@@ -349,6 +349,43 @@ fn an_unmodified_reader_of_a_snapshot_that_releases_gets_time_zero() {
 }
 
 #[test]
+fn a_mover_is_held_back_as_it_is_told() {
+    let load = Load::new(32 * MIB);
+    let daemon = load.serve();
+    let writers = load.writers(&daemon, 5);
+    writers.progress(100);
+    // 32 MiB at 16 MiB a second; what is in flight at the end has had its time.
+    for (index, (options, longest)) in
+        [("--rate 16M/s", None), ("--mode outboard --rate 16M/s", None), ("--host-p99 20us", Some(60))]
+            .into_iter()
+            .enumerate()
+    {
+        let to = load.scratch.join(format!("copy-{index}.img"));
+        let begun = std::time::Instant::now();
+        let line = format!("backup vol --to {} {options}", to.display());
+        let (instant, copied) = load.history.instant(|| daemon.json(&line));
+        let took = begun.elapsed();
+        match longest {
+            None => assert!(took > Duration::from_millis(1800), "{options}: {took:?}"),
+            Some(longest) => assert!(took < Duration::from_secs(longest), "{options}: {took:?}"),
+        }
+        load.history.prove(options, &read(&to), instant);
+        if options.contains("outboard") {
+            assert_eq!(copied["copy"]["outboard"]["engine"], "read", "the kernel knows no rate: {copied}");
+        }
+    }
+    writers.stop();
+    for (wrong, word) in [
+        ("backup vol --to /x --host-p99 1us", "10us"),
+        ("backup vol --to /x --host-p99 2", "10us"),
+        ("backup vol --to /x --rate 0", "leave it out"),
+        ("backup ./base --to /x --host-p99 2ms", "--host-p99"),
+    ] {
+        assert!(daemon.refuses(2, wrong).contains(word), "{wrong}");
+    }
+}
+
+#[test]
 fn an_outboard_copy_needs_originals_that_are_kept() {
     let scratch = Scratch::new();
     let daemon = Daemon::serving(&scratch, &scratch.random("base", 4 * MIB, 12));

@@ -41,14 +41,14 @@ impl Mover {
     fn begin(&mut self) -> Value {
         let to = json!({ "path": "/x/it's.img", "unfinished": "/x/it's.img.tzero-partial" });
         let begun = self
-            .ask(&json!({ "request": "begin", "protocol": 2, "volume": "vol", "snapshot": null, "destination": to }));
+            .ask(&json!({ "request": "begin", "protocol": 3, "volume": "vol", "snapshot": null, "destination": to }));
         assert_eq!(begun["reply"], "begun", "{begun}");
         begun
     }
 
     fn resume(&mut self, begun: &Value) -> Value {
         let resume =
-            json!({ "request": "resume", "protocol": 2, "volume": "vol", "snapshot_id": begun["snapshot_id"] });
+            json!({ "request": "resume", "protocol": 3, "volume": "vol", "snapshot_id": begun["snapshot_id"] });
         self.ask(&resume)
     }
 

@@ -107,7 +107,7 @@ fn a_mover_is_told_of_the_scope_and_to_hurry() {
     let mut daemon = serving(&scratch, "--cache-limit 1M");
     let mut mover = Mover::connect(daemon.state());
     let half = SIZE / 2;
-    let begun = mover.ask(&json!({"request": "begin", "protocol": 2, "volume": "vol", "snapshot": null,
+    let begun = mover.ask(&json!({"request": "begin", "protocol": 3, "volume": "vol", "snapshot": null,
         "scope": [[half, half], [0, 4096]], "on_full": "wait:1h"}));
     assert_eq!(begun["scope"], json!([[0, 4096], [half, half]]), "{begun}");
     assert_eq!(begun["released"]["ranges"], json!([[4096, half - 4096]]), "what is outside cannot be had");
@@ -129,13 +129,13 @@ fn a_mover_is_told_of_the_scope_and_to_hurry() {
     writing.join().expect("no panic").expect("writing works");
     assert_eq!(mover.ask(&json!({"request": "check"}))["reply"], "good", "nothing broke");
     for member in [json!({"scope": [[0, 512]]}), json!({"on_full": "break"})] {
-        let mut begin = json!({"request": "begin", "protocol": 2, "volume": "vol", "snapshot": "s"});
+        let mut begin = json!({"request": "begin", "protocol": 3, "volume": "vol", "snapshot": "s"});
         begin.as_object_mut().expect("an object").extend(member.as_object().expect("an object").clone());
         let answer = Mover::connect(daemon.state()).ask(&begin);
         assert_eq!(answer["code"], "invalid", "{answer}");
     }
     let answer = Mover::connect(daemon.state())
-        .ask(&json!({"request": "begin", "protocol": 2, "volume": "vol", "snapshot": null, "scope": []}));
+        .ask(&json!({"request": "begin", "protocol": 3, "volume": "vol", "snapshot": null, "scope": []}));
     assert_eq!(answer["code"], "invalid", "{answer}");
     assert_eq!(mover.ask(&json!({"request": "abandon"}))["reply"], "finished");
     daemon.announce("broken");

@@ -147,6 +147,8 @@ pub(crate) struct SnapshotSource {
     released: Released,
     hurry: Hurry,
     pace: Pace,
+    /// Somebody has said how it is held back.
+    restrained: bool,
     gauge: Option<Gauge>,
     /// Its copy-on-write may have ended.
     retained: bool,
@@ -194,6 +196,7 @@ impl SnapshotSource {
             released,
             hurry,
             pace: Pace::default(),
+            restrained: false,
             gauge: devices.gauge,
             retained: false,
             ended,
@@ -203,10 +206,16 @@ impl SnapshotSource {
 
     /// Holds those who read it back from now on.
     pub(crate) fn restrain(&mut self, restraint: Restraint) {
+        self.restrained = restraint != Restraint::default();
         self.pace.set_rate(restraint.rate);
         if let Some(gauge) = self.gauge.take() {
             govern(&self.pace, gauge, restraint.host_p99);
         }
+    }
+
+    /// Whether somebody has said how those who read it are held back.
+    pub(crate) fn is_restrained(&self) -> bool {
+        self.restrained
     }
 
     /// Lays originals over what the base gave.

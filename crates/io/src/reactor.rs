@@ -307,6 +307,13 @@ pub(crate) struct Submitted<R: 'static> {
     cancel: bool,
 }
 
+impl<R> Submitted<R> {
+    /// It is cancelled when nobody waits for it any more.
+    pub(crate) fn cancels(&mut self) {
+        self.cancel = true;
+    }
+}
+
 impl<R> Unpin for Submitted<R> {}
 
 impl<R> Future for Submitted<R> {

@@ -1,18 +1,23 @@
 //! Stream sockets, unix and TCP.
 //!
-//! Calls are made at once and only wait for readiness when the kernel says so; no memory is ever left with the kernel, so a
-//! dropped future is harmless.
+//! Calls are made at once and only wait for readiness when the kernel says so; no memory is left with the kernel, so a
+//! dropped future is harmless. But for [`Stream::recv_later`]: where nothing is expected to be there yet, waiting and receiving are one request.
 
 #![allow(unsafe_code)]
 
 use std::fs;
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 
+use io_uring::{opcode, types};
+
+use crate::buffer::Buffer;
 use crate::descriptor::check_len;
 use crate::runtime::reactor;
 
@@ -67,18 +72,13 @@ impl Listener {
         loop {
             // SAFETY: plain system call; the peer's address is not asked for.
             let accepted = unsafe {
-                libc::accept4(
-                    self.socket.as_raw_fd(),
-                    std::ptr::null_mut(),
-                    std::ptr::null_mut(),
-                    libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-                )
+                libc::accept4(self.socket.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
             };
             match crate::descriptor::check(accepted) {
                 Ok(raw) => {
                     // SAFETY: the descriptor is new and owned here.
                     let socket = unsafe { std::os::fd::FromRawFd::from_raw_fd(raw) };
-                    let stream = Stream { socket };
+                    let stream = Stream::over(socket);
                     if self.address.is_some() {
                         stream.no_delay();
                     }
@@ -92,15 +92,16 @@ impl Listener {
     }
 }
 
-/// A connected stream socket.
+/// A connected stream socket. Accepted ones block, for the ring; every call that is made here says that it must not.
 #[derive(Debug)]
 pub struct Stream {
-    socket: OwnedFd,
+    /// Shared with a request of the ring that is under way.
+    socket: Arc<OwnedFd>,
 }
 
 impl Stream {
     pub(crate) fn over(socket: OwnedFd) -> Self {
-        Self { socket }
+        Self { socket: Arc::new(socket) }
     }
 
     pub(crate) fn raw(&self) -> RawFd {
@@ -110,10 +111,10 @@ impl Stream {
     /// Takes over a connected unix socket.
     ///
     /// # Errors
-    /// When it cannot be made non-blocking.
+    /// When it cannot be made blocking.
     pub fn from_unix(stream: UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        Ok(Self { socket: stream.into() })
+        stream.set_nonblocking(false)?;
+        Ok(Self::over(stream.into()))
     }
 
     pub(crate) fn no_delay(&self) {
@@ -147,6 +148,31 @@ impl Stream {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// As [`Self::recv`], into `place` of a buffer that is given back, for when nothing is expected to be there yet: with a ring it costs one system call
+    /// less. Where the future is dropped, what was received is lost.
+    ///
+    /// # Panics
+    /// Where `place` is not in the buffer.
+    pub async fn recv_later(&self, mut buffer: Buffer, place: Range<usize>) -> (Buffer, io::Result<usize>) {
+        if reactor().has_ring() {
+            let into = &mut buffer[place.clone()];
+            let len = u32::try_from(into.len()).unwrap_or(u32::MAX);
+            let entry = opcode::Recv::new(types::Fd(self.socket.as_raw_fd()), into.as_mut_ptr(), len).build();
+            // SAFETY: the buffer's memory does not move with it; the descriptor is held beside it.
+            let mut submitted = unsafe { reactor().submit(entry, (buffer, Arc::clone(&self.socket))) };
+            submitted.cancels();
+            let ((returned, _), result) = submitted.await;
+            match result {
+                // One of a socket that somebody made non-blocking, or a signal: as without a ring.
+                error if error == -libc::EAGAIN || error == -libc::EINTR => buffer = returned,
+                error if error < 0 => return (returned, Err(io::Error::from_raw_os_error(-error))),
+                count => return (returned, Ok(count as usize)),
+            }
+        }
+        let result = self.recv(&mut buffer[place]).await;
+        (buffer, result)
     }
 
     /// Fills `into`.

@@ -236,3 +236,26 @@ fn who_yields_in_a_loop_starves_no_completion() {
         });
     });
 }
+
+#[test]
+fn what_comes_later_is_received_into_a_buffer_that_comes_back() {
+    on_both(|runtime| {
+        runtime.block_on(async {
+            let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("sockets");
+            let (ours, theirs) = (Stream::from_unix(ours).expect("ours"), Stream::from_unix(theirs).expect("theirs"));
+            let later = spawn(async move {
+                let (buffer, result) = ours.recv_later(Buffer::zeroed(4096), 100..4096).await;
+                (ours, buffer, result)
+            });
+            sleep(Duration::from_millis(5)).await;
+            theirs.send_all(&[IoSlice::new(b"late")]).await.expect("sent");
+            let (ours, buffer, result) = later.await;
+            assert_eq!((result.expect("received"), &buffer[98..106]), (4, &b"\0\0late\0\0"[..]));
+            let dropped = timeout(Duration::from_millis(5), ours.recv_later(buffer, 0..4096)).await;
+            assert!(dropped.is_none());
+            drop(theirs);
+            let (_, result) = ours.recv_later(Buffer::zeroed(4096), 0..4096).await;
+            assert_eq!(result.expect("the end"), 0);
+        });
+    });
+}

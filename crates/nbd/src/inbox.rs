@@ -14,11 +14,13 @@ pub(crate) struct Inbox {
     buffer: Buffer,
     start: usize,
     end: usize,
+    /// Messages that were taken out since bytes came last.
+    taken: usize,
 }
 
 impl Inbox {
     pub(crate) fn new() -> Self {
-        Self { buffer: Buffer::uncleared(CAPACITY), start: 0, end: 0 }
+        Self { buffer: Buffer::uncleared(CAPACITY), start: 0, end: 0, taken: 0 }
     }
 
     fn held(&self) -> usize {
@@ -34,6 +36,7 @@ impl Inbox {
     pub(crate) fn next<const N: usize>(&mut self) -> Option<[u8; N]> {
         let next = *self.buffer[self.start..self.end].first_chunk::<N>()?;
         self.start += N;
+        self.taken += 1;
         Some(next)
     }
 
@@ -43,7 +46,15 @@ impl Inbox {
         self.end -= self.start;
         self.start = 0;
         let until = self.buffer.len().min(self.end.saturating_add(most));
-        let count = stream.recv(&mut self.buffer[self.end..until]).await?;
+        // A client that sends one after the other waits for its reply first.
+        let is_burst = std::mem::take(&mut self.taken) > 1;
+        let count = if is_burst {
+            stream.recv(&mut self.buffer[self.end..until]).await?
+        } else {
+            let (buffer, result) = stream.recv_later(std::mem::take(&mut self.buffer), self.end..until).await;
+            self.buffer = buffer;
+            result?
+        };
         self.end += count;
         Ok(count)
     }

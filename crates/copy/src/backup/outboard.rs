@@ -112,7 +112,9 @@ impl Job<'_, SnapshotSource> {
     async fn copy_base(&mut self, missing: Vec<u64>) -> Result<(), Stop> {
         // What a killed run left in the image is not zero where the base has a hole.
         let files = self.medium.file().filter(|_| !self.resumed);
-        let mut offload = Offload::between(self.source.base_file(), files);
+        // The kernel knows no rate, and nothing of a host.
+        let base_file = self.source.base_file().filter(|_| !self.source.is_restrained());
+        let mut offload = Offload::between(base_file, files);
         let mut rest = missing.as_slice();
         while let Some(engine) = &mut offload
             && !rest.is_empty()
@@ -122,7 +124,6 @@ impl Job<'_, SnapshotSource> {
             }
             let batch = &rest[..rest.len().min(BATCH)];
             let ranges: Vec<_> = batch.iter().map(|index| self.source.scope().within(self.range_of(*index))).collect();
-            self.source.pace().wait(batch.iter().map(|index| self.range_of(*index).len()).sum()).await;
             let (moved, goes_on) = engine.copy(ranges).await;
             let image = PlainSource::new(Arc::clone(self.medium.device()), self.source.size());
             let image = image.scoped(self.source.scope().clone());
@@ -137,7 +138,7 @@ impl Job<'_, SnapshotSource> {
             return Ok(());
         }
         let base = PlainSource::new(Arc::clone(self.source.base()), self.source.size()).paced(self.source.pace());
-        let target = self.target();
+        let target = Target { device: self.medium.past_cache(), ..self.target() };
         self.copy_as_base(base.scoped(self.source.scope().clone()), target, rest.to_vec()).await
     }
 

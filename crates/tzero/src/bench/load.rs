@@ -20,6 +20,11 @@ const SAMPLED: u64 = 61;
 /// Most writes that are remembered.
 const MOST_SAMPLED: usize = 512;
 
+/// Cookies of requests that are no load's: those count from zero.
+const FLUSH: u64 = 1 << 32;
+const READ: u64 = 2 << 32;
+const LAST: u64 = 3 << 32;
+
 const STRUCTURED_REPLY: u32 = 0x668e_33ef;
 const DONE: u16 = 1;
 const ERROR_CHUNK: u16 = 1 << 15;
@@ -187,14 +192,14 @@ impl Link {
                 }
                 total.store(count, Ordering::Release);
                 // Its reply says to the other side that there will be no more.
-                sending.write_all(&request(Command::Flush, u64::MAX, 0, 0))
+                sending.write_all(&request(Command::Flush, LAST, 0, 0))
             });
             let mut taken = Taken::default();
             while (taken.answered.len() as u64) < total.load(Ordering::Acquire) {
                 inbox.fill(stream)?;
                 let now = since();
                 while let Some(cookie) = inbox.next_reply()? {
-                    if cookie == u64::MAX {
+                    if cookie == LAST {
                         continue;
                     }
                     let slot = slot_of(cookie, load.depth)?;
@@ -209,34 +214,33 @@ impl Link {
         taken.seconds = begun.elapsed().as_secs_f64();
         taken.sample = course.sample;
         self.random = course.random;
-        // The reply to the flush may be on its way still.
-        self.flush()?;
         Ok(taken)
     }
 
     /// Makes everything durable that was answered.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.stream.write_all(&request(Command::Flush, 1 << 32, 0, 0))?;
+        self.stream.write_all(&request(Command::Flush, FLUSH, 0, 0))?;
+        self.wait_for(FLUSH)
+    }
+
+    /// Waits for one reply. Others may be on their way still: of the flush that ends a paced load.
+    fn wait_for(&mut self, wanted: u64) -> io::Result<()> {
         loop {
-            self.inbox.fill(&self.stream)?;
             while let Some(cookie) = self.inbox.next_reply()? {
-                if cookie == 1 << 32 {
+                if cookie == wanted {
                     return Ok(());
                 }
             }
+            self.inbox.fill(&self.stream)?;
         }
     }
 
     /// The block at a byte offset.
     pub(super) fn read(&mut self, offset: u64) -> io::Result<Vec<u8>> {
-        self.stream.write_all(&request(Command::Read, 0, offset, BLOCK as u32))?;
+        self.stream.write_all(&request(Command::Read, READ, offset, BLOCK as u32))?;
         self.inbox.kept = Some(Vec::with_capacity(BLOCK));
-        loop {
-            self.inbox.fill(&self.stream)?;
-            if self.inbox.next_reply()?.is_some() {
-                return Ok(self.inbox.kept.take().unwrap_or_default());
-            }
-        }
+        self.wait_for(READ)?;
+        Ok(self.inbox.kept.take().unwrap_or_default())
     }
 
     fn send(&mut self, load: &Load<'_>, cookie: u64, place: u64, payload: &[u8]) -> io::Result<()> {
