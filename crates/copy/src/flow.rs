@@ -18,8 +18,10 @@
 //!
 //! Deliberately absent: what a chunk's fate means. The sink decides.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::Future;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tzero_block::{BlockDevice, ByteRange};
@@ -74,11 +76,13 @@ pub(crate) struct Target<T> {
     pub(crate) device: Arc<T>,
     /// It reads as zeroes wherever nothing was written, so zeroes need no writing.
     pub(crate) blank: bool,
+    /// What bounds what is written, where that is not the host's business: another machine's disk.
+    pub(crate) pace: Option<Pace>,
 }
 
 impl<T> Clone for Target<T> {
     fn clone(&self) -> Self {
-        Self { device: Arc::clone(&self.device), blank: self.blank }
+        Self { device: Arc::clone(&self.device), blank: self.blank, pace: self.pace.clone() }
     }
 }
 
@@ -153,15 +157,18 @@ pub(crate) async fn run<S: Source>(
     let mut landing: VecDeque<Task<Landed>> = VecDeque::new();
     let mut chunk: Option<Chunk> = None;
     let mut result = Ok(());
+    let failed = Rc::new(Cell::new(false));
     loop {
+        failed.set(result.is_err());
         while reading.len() < READS && result.is_ok() {
             let Some(piece) = pieces.next() else { break };
             let (base, range, inside, pace) = (Arc::clone(source.base()), piece.range, piece.inside, pace.clone());
+            let (failed, cancel) = (Rc::clone(&failed), cancel.clone());
             let read = spawn(async move {
                 if !inside {
                     return Ok(Content::Outside);
                 }
-                read_piece(base, range, &pace).await
+                read_piece(base, range, &pace, || failed.get() || cancel.is_cancelled()).await
             });
             reading.push_back((piece, read));
         }
@@ -202,12 +209,13 @@ async fn read_piece<D: BlockDevice>(
     base: Arc<D>,
     range: ByteRange,
     pace: &Pace,
+    is_over: impl Fn() -> bool,
 ) -> Result<Content, tzero_block::Error> {
     let extents = base.extents(unaligned::widened(base.as_ref(), range)).await?;
     if extents.iter().all(|extent| extent.hole) {
         return Ok(Content::Hole);
     }
-    pace.wait(range.len()).await;
+    pace.wait(range.len(), is_over).await;
     let _pass = pace.enter(range.len()).await;
     unaligned::read(base.as_ref(), range).await.map(Content::Bytes)
 }
@@ -302,6 +310,7 @@ impl<T: BlockDevice> Target<T> {
     /// Writes what is not zero and makes sure that the rest is, outside the scope nothing; tells how many bytes were written. When it returns nothing is
     /// on its way any more.
     pub(crate) async fn write(&self, parts: Vec<Part>, all_zero: bool, pace: &Pace) -> Result<u64, tzero_block::Error> {
+        let pace = self.pace.as_ref().unwrap_or(pace);
         let (mut pieces, mut zeroes) = (Vec::new(), Vec::new());
         for (range, content) in joined(parts, all_zero) {
             let bytes = match content {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tzero_io::{Gauge, Latencies, sleep, spawn};
 
+use crate::hurry::Hurry;
 use crate::pace::Pace;
 
 /// Time between two looks.
@@ -28,6 +29,8 @@ const IDLE: Duration = Duration::from_millis(20);
 const QUIET_EVERY: Duration = Duration::from_secs(4);
 /// and no longer than this at one time.
 const LONGEST_QUIET: Duration = Duration::from_millis(50);
+/// What it has in flight then may take this time to end.
+const LONGEST_ENDING: Duration = Duration::from_millis(200);
 /// Times that it was quiet, by which is judged.
 const REMEMBERED: usize = 5;
 
@@ -55,13 +58,16 @@ pub struct Restraint {
 }
 
 /// Adjusts `pace` from now on, as long as somebody uses it.
-pub(crate) fn govern(pace: &Pace, gauge: Gauge, host_p99: Option<Duration>) {
+pub(crate) fn govern(pace: &Pace, hurry: Hurry, gauge: Gauge, host_p99: Option<Duration>) {
     let (pace, begun) = (Rc::downgrade(&pace.0), Instant::now());
     let mut law = Law::new(host_p99.map(|time| time.as_nanos() as u64), gauge.latencies());
     drop(spawn(async move {
         while let Some(state) = pace.upgrade() {
-            let window = law.look(begun.elapsed(), &gauge.latencies());
-            Pace(state).set_window(window);
+            let pace = Pace(state);
+            let window = law.look(begun.elapsed(), &gauge.latencies(), pace.in_flight());
+            // Where originals are short of room the host waits for the mover.
+            pace.set_window(if hurry.is_needed() { MOST } else { window });
+            drop(pace);
             sleep(STEP).await;
         }
     }));
@@ -114,12 +120,13 @@ impl Law {
         (self.phase, self.since, self.mark) = (phase, now, seen.clone());
     }
 
-    /// Says how much may be in flight from now on.
-    fn look(&mut self, now: Duration, seen: &Latencies) -> u64 {
+    /// Says how much may be in flight from now on; `in_flight` is now.
+    fn look(&mut self, now: Duration, seen: &Latencies, in_flight: u64) -> u64 {
         let (came, time) = (seen.since(&self.mark), now.saturating_sub(self.since));
         match self.phase {
             Phase::Working => self.work(now, seen, &came, time),
-            Phase::Ending => self.begin(Phase::Quiet, now, seen),
+            Phase::Ending if in_flight == 0 || time >= LONGEST_ENDING => self.begin(Phase::Quiet, now, seen),
+            Phase::Ending => {}
             Phase::Quiet if came.count() >= ENOUGH || time >= LONGEST_QUIET => {
                 if let Some(usual) = came.percentile(90) {
                     self.alone.push_back(usual);
@@ -135,8 +142,12 @@ impl Law {
 
     fn work(&mut self, now: Duration, seen: &Latencies, came: &Latencies, time: Duration) {
         if came.count() == 0 {
-            if time >= IDLE {
+            if seen.in_flight == 0 && time >= IDLE {
                 self.window = (self.window * 2).min(MOST);
+                self.begin(Phase::Working, now, seen);
+            } else if seen.in_flight > 0 && time >= LONGEST {
+                // Slower than anything that is told apart.
+                self.window = (self.window * 3 / 4).max(LEAST);
                 self.begin(Phase::Working, now, seen);
             }
             return;
@@ -187,7 +198,7 @@ mod tests {
                 for _ in 0..a_second * STEP.as_millis() as u64 / 1000 {
                     self.seen.add(alone + self.window);
                 }
-                self.window = self.law.look(self.now, &self.seen);
+                self.window = self.law.look(self.now, &self.seen, 0);
                 if self.window == 0 {
                     quiet += STEP;
                 } else {
@@ -225,6 +236,14 @@ mod tests {
         assert_eq!((windows.last(), quiet), (Some(&LEAST), Duration::ZERO));
         let (windows, _) = bench.run(Duration::from_secs(1), 0, 0);
         assert_eq!(windows.last(), Some(&MOST));
+    }
+
+    #[test]
+    fn a_host_whose_one_request_takes_long_is_not_idle() {
+        let mut bench = Bench::new(None);
+        bench.seen.in_flight = 1;
+        let (windows, _) = bench.run(Duration::from_secs(3), 0, 0);
+        assert_eq!(windows.last(), Some(&LEAST));
     }
 
     #[test]

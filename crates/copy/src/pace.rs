@@ -20,6 +20,9 @@ use tzero_io::sleep;
 /// Bytes in flight where nobody says how a host is.
 pub(crate) const WINDOW: u64 = 2 << 20;
 
+/// Who waits for his time looks so often whether it matters still.
+const SLICE: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 pub(crate) struct State {
     window: Cell<u64>,
@@ -66,14 +69,21 @@ impl Pace {
         self.0.rate.set(bytes);
     }
 
-    /// Waits until it is time to read `bytes`.
-    pub(crate) async fn wait(&self, bytes: u64) {
+    /// How much is in flight.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.0.in_flight.get()
+    }
+
+    /// Waits until it is time to read `bytes`, or it does not matter any more.
+    pub(crate) async fn wait(&self, bytes: u64, is_over: impl Fn() -> bool) {
         let Some(rate) = self.0.rate.get() else { return };
         let now = Instant::now();
         let due = self.0.due.get().max(now);
         self.0.due.set(due + Duration::from_nanos((u128::from(bytes) * 1_000_000_000 / u128::from(rate)) as u64));
-        if due > now {
-            sleep(due - now).await;
+        while !is_over()
+            && let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        {
+            sleep(left.min(SLICE)).await;
         }
     }
 
@@ -199,11 +209,21 @@ mod tests {
         let begun = Instant::now();
         tzero_io::Runtime::new(tzero_io::Backend::Auto).unwrap().block_on(async {
             for _ in 0..5 {
-                pace.wait(32 << 10).await;
+                pace.wait(32 << 10, || false).await;
             }
         });
         // The fifth goes when four have had their time.
         let took = begun.elapsed();
         assert!((Duration::from_millis(125)..Duration::from_secs(5)).contains(&took), "{took:?}");
+        let (begun, looks) = (Instant::now(), Cell::new(0));
+        let over = || {
+            looks.set(looks.get() + 1);
+            looks.get() > 2
+        };
+        tzero_io::Runtime::new(tzero_io::Backend::Auto).unwrap().block_on(async {
+            pace.wait(1 << 40, || true).await;
+            pace.wait(1, over).await;
+        });
+        assert!(begun.elapsed() < Duration::from_secs(5), "what is over is not waited for");
     }
 }

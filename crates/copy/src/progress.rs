@@ -143,6 +143,8 @@ pub enum Notice {
     },
     /// The original cache was short of space, and the outboard copy of the base was complete.
     EndedEarly,
+    /// How long the host's requests take cannot be seen, so what was asked for of them is not kept.
+    Unheard,
 }
 
 impl fmt::Display for Notice {
@@ -159,6 +161,9 @@ impl fmt::Display for Notice {
             Self::SnapshotStands { volume, snapshot } => write!(
                 f,
                 "the copy is good but its snapshot could not be deleted; `tzero snapshot delete {volume}@{snapshot}` does"
+            ),
+            Self::Unheard => f.write_str(
+                "how long the host's requests take cannot be seen, so `--host-p99` has no effect: the daemon's log says why",
             ),
             Self::EndedEarly => f.write_str(
                 "the original cache is short of space: copy-on-write has ended before the originals are copied, which costs the copy nothing",

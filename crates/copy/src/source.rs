@@ -204,13 +204,15 @@ impl SnapshotSource {
         })
     }
 
-    /// Holds those who read it back from now on.
-    pub(crate) fn restrain(&mut self, restraint: Restraint) {
+    /// Holds those who read it back from now on. Says whether that is all that was asked for.
+    pub(crate) fn restrain(&mut self, restraint: Restraint) -> bool {
         self.restrained = restraint != Restraint::default();
         self.pace.set_rate(restraint.rate);
+        let has_gauge = self.gauge.is_some();
         if let Some(gauge) = self.gauge.take() {
-            govern(&self.pace, gauge, restraint.host_p99);
+            govern(&self.pace, self.hurry.clone(), gauge, restraint.host_p99);
         }
+        has_gauge || restraint.host_p99.is_none()
     }
 
     /// Whether somebody has said how those who read it are held back.

@@ -12,6 +12,7 @@ use tzero_io::{Backend, Runtime};
 use crate::digests::chunk_range;
 use crate::flow::{self, End, Landed, Outcome, Sink, Step, Unkept};
 use crate::medium::Medium;
+use crate::pace::Pace;
 use crate::scope::Scope;
 use crate::source::PlainSource;
 use crate::{Cancel, ChunkDigest, Copy, CopyId, Error, Event, Observer, Phase, Timestamp};
@@ -117,8 +118,14 @@ pub fn verify(copy: &Copy, observer: Observer<'_>, cancel: &Cancel) -> Result<Ve
     let manifest = copy.manifest();
     let size_found = if copy.is_device() { medium.size().min(manifest.size()) } else { medium.size() };
     let expected = Expected { size: manifest.size(), chunk: manifest.chunk, scope: manifest.scope.clone() };
-    let comparison =
-        runtime.block_on(compare((&medium, copy.image()), expected, manifest.digests.iter(), observer, cancel))?;
+    let comparison = runtime.block_on(compare(
+        (&medium, copy.image()),
+        expected,
+        manifest.digests.iter(),
+        observer,
+        cancel,
+        Pace::default(),
+    ))?;
     let Some(Comparison { good_bytes, damaged_chunks, damage }) = comparison else {
         return Err(Error::Interrupted { path: copy.image().to_owned(), what: "verified" });
     };
@@ -156,6 +163,7 @@ pub(crate) async fn compare(
     digests: impl Iterator<Item = ChunkDigest>,
     observer: Observer<'_>,
     cancel: &Cancel,
+    pace: Pace,
 ) -> Result<Option<Comparison>, Error> {
     medium.forget(None);
     let Expected { size, chunk, scope } = expected;
@@ -171,7 +179,7 @@ pub(crate) async fn compare(
         }
         Some(Step { index, range, expect: Some(expect) })
     });
-    let mut source = PlainSource::new(Arc::clone(medium.device()), size.min(has)).scoped(scope);
+    let mut source = PlainSource::new(Arc::clone(medium.device()), size.min(has)).scoped(scope).paced(pace);
     let end = flow::run(&mut source, Unkept, steps, cancel, &mut judge).await?;
     if end == End::Cancelled {
         return Ok(None);

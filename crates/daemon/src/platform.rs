@@ -168,9 +168,17 @@ impl Platform for Production {
         self.gauge.as_ref().is_some_and(|gauge| gauge.is_watched())
     }
 
-    fn answered(&self, ns: u64) {
+    fn begun(&self) {
         if let Some(gauge) = &self.gauge {
-            gauge.count(ns);
+            gauge.begin();
+        }
+    }
+
+    fn answered(&self, ns: Option<u64>) {
+        match (&self.gauge, ns) {
+            (Some(gauge), Some(ns)) => gauge.count(ns),
+            (Some(gauge), None) => gauge.excuse(),
+            (None, _) => {}
         }
     }
 

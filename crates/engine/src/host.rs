@@ -8,6 +8,7 @@
 //! A front-end drives every change to its end, even if its client is gone: a change that is dropped half-way would leave while the base write is
 //! still under way.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -61,7 +62,12 @@ impl<P: Platform> HostSession<P> {
     ///
     /// # Errors
     /// As [`Self::save`].
-    async fn prepare(&self, range: ByteRange, spare_holes: bool) -> Result<Ticket<'_>, ExportError> {
+    async fn prepare(
+        &self,
+        range: ByteRange,
+        spare_holes: bool,
+        watch: &Watch<'_, P>,
+    ) -> Result<Ticket<'_>, ExportError> {
         let volume = &self.volume;
         if volume.platform.planted(Planted::BitsTestedBeforeRegistering) {
             let pending = volume.pending.any(volume.grains().touched(range));
@@ -77,7 +83,9 @@ impl<P: Platform> HostSession<P> {
         if volume.pending.any(volume.grains().touched(range)) {
             let patience = Patience::default();
             volume.slow_down(&patience).await;
-            self.save(range, ticket.tag(), spare_holes, &patience).await?;
+            let saved = self.save(range, ticket.tag(), spare_holes, &patience).await;
+            watch.excuse(&patience);
+            saved?;
         }
         volume.platform.point(Point::BaseWrite).await;
         Ok(ticket)
@@ -114,6 +122,7 @@ impl<P: Platform> HostSession<P> {
         &self,
         range: ByteRange,
         spare_holes: bool,
+        watch: &Watch<'_, P>,
         change: impl AsyncFn(ByteRange) -> Result<(), ExportError>,
     ) -> Result<(), ExportError> {
         let volume = &self.volume;
@@ -122,7 +131,7 @@ impl<P: Platform> HostSession<P> {
         // The change is slowed down once, however long it is, and its increments wait together as long as one change may.
         let patience = Patience::default();
         volume.slow_down(&patience).await;
-        volume
+        let changed = volume
             .in_increments(range, &ticket, async |piece| {
                 let anew = volume.platform.planted(Planted::IncrementAdmittedAnew);
                 let other = if anew { Some(self.admit(piece).await) } else { None };
@@ -134,7 +143,9 @@ impl<P: Platform> HostSession<P> {
                 volume.platform.point(Point::BaseWritten).await;
                 result
             })
-            .await
+            .await;
+        watch.excuse(&patience);
+        changed
     }
 }
 
@@ -142,18 +153,31 @@ impl<P: Platform> HostSession<P> {
 struct Watch<'a, P: Platform> {
     platform: &'a P,
     begun: Option<u64>,
+    excused: Cell<bool>,
 }
 
 impl<'a, P: Platform> Watch<'a, P> {
     fn begin(platform: &'a P) -> Self {
-        Self { platform, begun: platform.is_watched().then(|| platform.monotonic_ns()) }
+        let begun = platform.is_watched().then(|| {
+            platform.begun();
+            platform.monotonic_ns()
+        });
+        Self { platform, begun, excused: Cell::new(false) }
+    }
+
+    /// What waited for space says nothing of the disk. The mover has to make it, not to hold back.
+    fn excuse(&self, patience: &Patience) {
+        if patience.was_used() {
+            self.excused.set(true);
+        }
     }
 }
 
 impl<P: Platform> Drop for Watch<'_, P> {
     fn drop(&mut self) {
         if let Some(begun) = self.begun {
-            self.platform.answered(self.platform.monotonic_ns().saturating_sub(begun));
+            let took = self.platform.monotonic_ns().saturating_sub(begun);
+            self.platform.answered((!self.excused.get()).then_some(took));
         }
     }
 }
@@ -170,7 +194,7 @@ impl<P: Platform> Export for HostSession<P> {
     }
 
     async fn write(&self, offset: u64, buffer: Buffer, fua: bool) -> (Buffer, Result<(), ExportError>) {
-        let _watch = Watch::begin(&self.volume.platform);
+        let watch = Watch::begin(&self.volume.platform);
         let range = ByteRange::new(offset, buffer.len() as u64);
         if self.volume.goes_in_increments(range) {
             let write = async |piece: ByteRange| {
@@ -180,10 +204,10 @@ impl<P: Platform> Export for HostSession<P> {
                 let result = self.volume.base.write(piece.start(), bytes, fua).await.1;
                 self.told_of(result, fua, before).await
             };
-            let result = self.change_in_increments(range, false, write).await;
+            let result = self.change_in_increments(range, false, &watch, write).await;
             return (buffer, result);
         }
-        let ticket = match self.prepare(range, false).await {
+        let ticket = match self.prepare(range, false, &watch).await {
             Ok(ticket) => ticket,
             Err(error) => return (buffer, Err(error)),
         };
@@ -195,6 +219,7 @@ impl<P: Platform> Export for HostSession<P> {
     }
 
     async fn write_zeroes(&self, range: ByteRange, zeroes: Zeroes) -> Result<(), ExportError> {
+        let watch = Watch::begin(&self.volume.platform);
         // Before anything is saved for it.
         if zeroes.fast && !self.volume.base.can_zero_fast(range, zeroes) {
             return Err(ExportError::Unsupported);
@@ -209,12 +234,12 @@ impl<P: Platform> Export for HostSession<P> {
                 let result = self.volume.base.write_zeroes(piece, zeroes).await;
                 self.told_of(result, zeroes.fua, before).await
             };
-            return self.change_in_increments(range, true, zero).await;
+            return self.change_in_increments(range, true, &watch, zero).await;
         }
         let ticket = if self.volume.platform.planted(Planted::ZeroesNotSaved) {
             self.admit(range).await
         } else {
-            self.prepare(range, true).await?
+            self.prepare(range, true, &watch).await?
         };
         let before = self.volume.confirming.failures_now();
         let result = self.volume.base.write_zeroes(range, zeroes).await;
@@ -236,6 +261,7 @@ impl<P: Platform> Export for HostSession<P> {
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
+        let _watch = Watch::begin(&self.volume.platform);
         let result = self.volume.flush_base().await;
         let owed = self.volume.owes_failure(&self.told).await;
         result.map_err(host_error).and(if owed { Err(ExportError::Io) } else { Ok(()) })

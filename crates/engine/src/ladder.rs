@@ -117,6 +117,11 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
+    /// Whether the change has waited, or might have.
+    pub(crate) fn was_used(&self) -> bool {
+        self.begun.get().is_some() || self.looks.get() > 0
+    }
+
     /// The time left of so many nanoseconds.
     fn left(&self, now: u64, of: u64) -> u64 {
         let begun = self.begun.get().unwrap_or(now);

@@ -63,8 +63,11 @@ pub trait Platform: Send + Sync + 'static {
         false
     }
 
-    /// A read or write of a host took so many nanoseconds.
-    fn answered(&self, _ns: u64) {}
+    /// A request of a host has begun, of which [`Self::answered`] will tell.
+    fn begun(&self) {}
+
+    /// A request of a host took so many nanoseconds; `None`: it waited for something that a mover would have to do.
+    fn answered(&self, _ns: Option<u64>) {}
 
     /// Something has happened.
     fn observe(&self, _event: Event) {}

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,6 +20,9 @@ const SHORTEST: u32 = 14;
 const DOUBLINGS: usize = 20;
 const PER_DOUBLING: usize = 4;
 const COUNTERS: usize = DOUBLINGS * PER_DOUBLING + 1;
+/// Where requests are counted as they begin, and those that end without a latency.
+const BEGUN: u64 = 8 * COUNTERS as u64;
+const EXCUSED: u64 = BEGUN + 8;
 const BYTES: u64 = 4096;
 
 /// Counters of latencies.
@@ -36,8 +39,17 @@ impl Gauge {
     /// When the system gives none.
     pub fn new() -> io::Result<Self> {
         // SAFETY: plain system call with a C string; the descriptor is new and owned here.
-        let file = unsafe { File::from_raw_fd(check(libc::memfd_create(c"tzero-gauge".as_ptr(), libc::MFD_CLOEXEC))?) };
+        let file = unsafe {
+            File::from_raw_fd(check(libc::memfd_create(
+                c"tzero-gauge".as_ptr(),
+                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+            ))?)
+        };
         file.set_len(BYTES)?;
+        // Whoever has it can open it anew, for writing too: it stays as long as it is, or the next count would end this process.
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: plain system call on an open descriptor.
+        check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })?;
         Self::over(file, true)
     }
 
@@ -73,6 +85,16 @@ impl Gauge {
         self.watchers.load(Ordering::Relaxed) > 0
     }
 
+    /// A request has begun, which [`Self::count`] or [`Self::excuse`] will end.
+    pub fn begin(&self) {
+        self.counters.increment(BEGUN);
+    }
+
+    /// A request has ended, and how long it took says nothing.
+    pub fn excuse(&self) {
+        self.counters.increment(EXCUSED);
+    }
+
     /// A request took so many nanoseconds. Nothing happens where it is another's.
     pub fn count(&self, ns: u64) {
         self.counters.increment(8 * counter_of(ns) as u64);
@@ -80,7 +102,11 @@ impl Gauge {
 
     /// What was counted up to now.
     pub fn latencies(&self) -> Latencies {
-        Latencies(std::array::from_fn(|index| self.counters.load(8 * index as u64)))
+        // First: so none that has ended is taken for one that is under way.
+        let begun = self.counters.load(BEGUN);
+        let counts: [u64; COUNTERS] = std::array::from_fn(|index| self.counters.load(8 * index as u64));
+        let ended = counts.iter().sum::<u64>() + self.counters.load(EXCUSED);
+        Latencies { counts, in_flight: begun.saturating_sub(ended) }
     }
 }
 
@@ -108,36 +134,41 @@ fn end_of(counter: usize) -> u64 {
 
 /// Counted latencies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Latencies([u64; COUNTERS]);
+pub struct Latencies {
+    counts: [u64; COUNTERS],
+    /// Requests that had begun and not ended.
+    pub in_flight: u64,
+}
 
 impl Default for Latencies {
     fn default() -> Self {
-        Self([0; COUNTERS])
+        Self { counts: [0; COUNTERS], in_flight: 0 }
     }
 }
 
 impl Latencies {
     /// One more took so many nanoseconds.
     pub fn add(&mut self, ns: u64) {
-        self.0[counter_of(ns)] += 1;
+        self.counts[counter_of(ns)] += 1;
     }
 
     /// What came since an earlier look.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        Self(std::array::from_fn(|index| self.0[index].wrapping_sub(earlier.0[index])))
+        let counts = std::array::from_fn(|index| self.counts[index].wrapping_sub(earlier.counts[index]));
+        Self { counts, in_flight: self.in_flight }
     }
 
     /// How many requests.
     pub fn count(&self) -> u64 {
-        self.0.iter().sum()
+        self.counts.iter().sum()
     }
 
     /// Nanoseconds that so many of a hundred did not exceed, to a quarter; `None` where there was none.
     pub fn percentile(&self, percent: u64) -> Option<u64> {
         let wanted = (self.count() * percent).div_ceil(100).max(1);
         let mut seen = 0;
-        let counter = self.0.iter().position(|count| {
+        let counter = self.counts.iter().position(|count| {
             seen += count;
             seen >= wanted
         })?;
@@ -162,15 +193,18 @@ mod tests {
     #[test]
     fn another_process_sees_what_was_counted() {
         let gauge = Arc::new(Gauge::new().unwrap());
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(gauge.file()));
+        let path = format!("/proc/self/fd/{}", gauge.file().as_raw_fd());
         let other = Gauge::look_at(File::open(path).unwrap()).unwrap();
         let before = other.latencies();
+        (0..102).for_each(|_| gauge.begin());
+        gauge.excuse();
         (0..90).for_each(|_| gauge.count(100_000));
         (0..10).for_each(|_| gauge.count(9_000_000));
         // It is not the other's to count.
         other.count(1);
         let seen = other.latencies().since(&before);
-        assert_eq!(seen.count(), 100);
+        assert_eq!((seen.count(), seen.in_flight), (100, 1));
+        assert!(gauge.file().set_len(0).is_err(), "nobody makes it shorter");
         assert_eq!((seen.percentile(50), seen.percentile(90)), (Some(114_688), Some(114_688)));
         assert!(seen.percentile(99).unwrap() > 9_000_000);
         assert_eq!(other.latencies().since(&other.latencies()).percentile(50), None);

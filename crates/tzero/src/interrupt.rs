@@ -6,15 +6,20 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::{process, thread};
+use std::thread;
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::low_level::pipe;
 use tzero_api::Exit;
+use tzero_io::system;
 
 use crate::ending::Ending;
 use crate::output::notice;
+
+/// How long the last word may take.
+const LONGEST_WORD: Duration = Duration::from_millis(200);
 
 /// A flag that the first signal sets; the second one ends the process as incomplete.
 pub(crate) fn flag() -> Result<Arc<AtomicBool>, Ending> {
@@ -59,7 +64,12 @@ fn watch(twice_ends: bool) -> Result<Arc<AtomicBool>, Ending> {
 /// Ends the process when a second byte comes.
 fn end_at_second(mut told: UnixStream) {
     if told.read_exact(&mut [0; 2]).is_ok() {
+        // Nobody may read what is said.
+        let _ = thread::Builder::new().name("end".into()).spawn(|| {
+            thread::sleep(LONGEST_WORD);
+            system::exit_now(Exit::Incomplete.code());
+        });
         notice("it was stopped at once, as if killed; `tzero status` shows what is unfinished");
-        process::exit(Exit::Incomplete.code().into());
+        system::exit_now(Exit::Incomplete.code());
     }
 }

@@ -13,6 +13,7 @@ use crate::error::{FileAction, StopCause};
 use crate::flow::{self, End, Step, Taker, Target};
 use crate::journal::Stage;
 use crate::manifest::ModeUsed;
+use crate::pace::Pace;
 use crate::session::Session;
 use crate::source::Source;
 use crate::{Cancel, Error};
@@ -50,7 +51,16 @@ impl<S: Source> Job<'_, S> {
     /// Where missing chunks go.
     pub(super) fn target(&self) -> Target<tzero_nbd::AnyDevice> {
         let blank = self.site.device.is_none() && !self.resumed;
-        Target { device: Arc::clone(self.medium.device()), blank }
+        let pace = self.medium.file().is_none().then(Pace::default);
+        Target { device: Arc::clone(self.medium.device()), blank, pace }
+    }
+
+    /// The same, past the page cache where that is safe: what a killed run had given to the kernel there holds neither its lock nor its device. A new image
+    /// has no such past.
+    pub(super) fn target_past_cache(&self) -> Target<tzero_nbd::AnyDevice> {
+        let target = self.target();
+        let is_new = self.site.device.is_none() && !self.resumed;
+        if is_new { Target { device: self.medium.past_cache(), ..target } } else { target }
     }
 
     /// Copies the missing chunks as of T0, and tells the daemon of each that is safe.
@@ -73,7 +83,7 @@ impl<S: Source> Job<'_, S> {
         let (chunk, size) = self.cut();
         let order = self.source.hurry().order(self.missing().into_iter().collect());
         let steps = order.map(move |index| Step { index, range: chunk_range(index, chunk, size), expect: None });
-        let target = Target { device: self.medium.past_cache(), ..self.target() };
+        let target = self.target_past_cache();
         let (source, cancel, mut landing) = self.landing(captures, Stage::Final);
         let ended = flow::run(source, target, steps, cancel, &mut landing).await;
         let Landing { captures, behind, .. } = landing;

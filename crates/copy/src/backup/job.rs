@@ -234,8 +234,15 @@ impl<S: Source> Job<'_, S> {
         let header = &self.journal.header;
         let expected = Expected { size: header.volume.size, chunk: header.chunk, scope: self.source.scope().clone() };
         let digests = self.records.values().map(|record| record.digest);
-        let comparison =
-            compare((&self.medium, &self.site.partial), expected, digests, &mut *self.observer, self.cancel).await?;
+        let comparison = compare(
+            (&self.medium, &self.site.partial),
+            expected,
+            digests,
+            &mut *self.observer,
+            self.cancel,
+            self.source.pace(),
+        )
+        .await?;
         let comparison = comparison.ok_or(Stop::Resumable(StopCause::Cancelled))?;
         match comparison.damage.first() {
             None => Ok(()),

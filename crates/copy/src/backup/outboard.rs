@@ -138,7 +138,7 @@ impl Job<'_, SnapshotSource> {
             return Ok(());
         }
         let base = PlainSource::new(Arc::clone(self.source.base()), self.source.size()).paced(self.source.pace());
-        let target = Target { device: self.medium.past_cache(), ..self.target() };
+        let target = self.target_past_cache();
         self.copy_as_base(base.scoped(self.source.scope().clone()), target, rest.to_vec()).await
     }
 

@@ -36,7 +36,7 @@ impl<S: Source> Job<'_, S> {
             .collect();
         let mut recheck = Recheck { lost: Vec::new(), done: 0, total: self.done(), observer: &mut *self.observer };
         let image = PlainSource::new(Arc::clone(self.medium.device()), self.source.size());
-        let mut image = image.scoped(self.source.scope().clone());
+        let mut image = image.scoped(self.source.scope().clone()).paced(self.source.pace());
         let compared = flow::run(&mut image, Unkept, steps.into_iter(), self.cancel, &mut recheck);
         if compared.await? == End::Cancelled {
             return Err(Stop::Resumable(StopCause::Cancelled));

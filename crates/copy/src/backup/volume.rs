@@ -21,7 +21,7 @@ use crate::released::Released;
 use crate::session::{Opened, Session};
 use crate::site::Site;
 use crate::source::{SnapshotSource, Source};
-use crate::{Cancel, CopyId, Error, ModeAsked, Observer, Timestamp, hex};
+use crate::{Cancel, CopyId, Error, Event, ModeAsked, Notice, Observer, Timestamp, hex};
 
 /// What the daemon knows the source by.
 pub(crate) struct Volume<'a> {
@@ -119,7 +119,9 @@ async fn run(mut job: Job<'_, SnapshotSource>, request: &BackupRequest) -> Resul
     if !request.hurries {
         job.source.hurry().never();
     }
-    job.source.restrain(request.restraint);
+    if !job.source.restrain(request.restraint) {
+        (job.observer)(&Event::Notice(Notice::Unheard));
+    }
     let finished = match job.journal.header.mode_used {
         ModeUsed::Outboard => job.run_with(async |job| job.copy_outboard().await, Judgement::default).await,
         _ => job.run(Judgement::default).await,

@@ -69,7 +69,7 @@ fn every_byte_arrives_with_its_digest() {
         let blank = seed % 2 == 0;
         let before = if blank { vec![0; size] } else { vec![0xEE; size] };
         let device = Arc::new(MemoryDevice::from_bytes(before));
-        let target = Target { device: Arc::clone(&device), blank };
+        let target = Target { device: Arc::clone(&device), blank, pace: None };
         let mut source = PlainSource::new(Arc::new(MemoryDevice::from_bytes(bytes.clone())), size as u64);
         let mut sink = Collected::default();
         let end = block_on(run(&mut source, target, steps(size as u64), &Cancel::new(), &mut sink)).unwrap();
@@ -216,7 +216,7 @@ fn a_source_that_changes_under_the_reads_is_copied_as_of_t0() {
     t0[CHUNK as usize..2 * CHUNK as usize].fill(0);
     let live = Arc::new(Live::new(t0.clone()));
     let device = Arc::new(MemoryDevice::new(size as u64));
-    let target = Target { device: Arc::clone(&device), blank: true };
+    let target = Target { device: Arc::clone(&device), blank: true, pace: None };
     let mut sink = Collected::default();
     let mut source = LiveSource { live: Arc::clone(&live), batches: 0, scope: Scope::default() };
     block_on(run(&mut source, target, steps(size as u64), &Cancel::new(), &mut sink)).unwrap();
@@ -234,7 +234,7 @@ fn an_unreadable_piece_is_never_filled_with_zeroes() {
     let bad = ByteRange::new(CHUNK + PIECE + 4096, 512);
     faulty.inject(Action::Read, bad, Injected::Fail(5), 0, u64::MAX);
     let device = Arc::new(MemoryDevice::new(size));
-    let target = Target { device: Arc::clone(&device), blank: true };
+    let target = Target { device: Arc::clone(&device), blank: true, pace: None };
     let mut sink = Collected::default();
     let mut source = PlainSource::new(Arc::new(faulty), size);
     block_on(run(&mut source, target, steps(size), &Cancel::new(), &mut sink)).unwrap();
@@ -251,7 +251,7 @@ fn a_chunk_that_is_not_as_expected_is_not_written() {
     let good = expected_digest(&bytes[..CHUNK as usize]);
     bytes[CHUNK as usize + 77] ^= 1;
     let device = Arc::new(MemoryDevice::new(size));
-    let target = Target { device: Arc::clone(&device), blank: true };
+    let target = Target { device: Arc::clone(&device), blank: true, pace: None };
     let mut sink = Collected::default();
     let mut source = PlainSource::new(Arc::new(MemoryDevice::from_bytes(bytes)), size);
     let steps = steps(size).map(|step| Step { expect: Some(good), ..step });
@@ -266,7 +266,7 @@ fn a_target_without_space_says_so_and_the_sink_decides() {
     let size = 3 * CHUNK;
     let full = Arc::new(Faulty::new(MemoryDevice::new(size)));
     full.inject(Action::Write, ByteRange::new(CHUNK, CHUNK), Injected::Fail(28), 1, u64::MAX);
-    let target = Target { device: Arc::clone(&full), blank: true };
+    let target = Target { device: Arc::clone(&full), blank: true, pace: None };
     let mut sink = Collected::default();
     let mut source = PlainSource::new(Arc::new(MemoryDevice::from_bytes(vec![5; size as usize])), size);
     block_on(run(&mut source, target, steps(size), &Cancel::new(), &mut sink)).unwrap();
@@ -288,7 +288,7 @@ fn a_sinks_error_ends_the_run_with_nothing_in_flight() {
     }
     let size = 9 * CHUNK;
     let device = Arc::new(MemoryDevice::new(size));
-    let target = Target { device: Arc::clone(&device), blank: true };
+    let target = Target { device: Arc::clone(&device), blank: true, pace: None };
     let base = Arc::new(MemoryDevice::from_bytes(vec![5; size as usize]));
     let mut source = PlainSource::new(Arc::clone(&base), size);
     let mut sink = Refusing(0);
@@ -311,7 +311,7 @@ fn cancelled_it_finishes_what_it_began() {
     }
     let size = 40 * CHUNK;
     let device = Arc::new(MemoryDevice::new(size));
-    let target = Target { device: Arc::clone(&device), blank: true };
+    let target = Target { device: Arc::clone(&device), blank: true, pace: None };
     let mut source = PlainSource::new(Arc::new(MemoryDevice::from_bytes(vec![5; size as usize])), size);
     let cancel = Cancel::new();
     let mut sink = Cancelling(&cancel, Vec::new());

@@ -73,7 +73,8 @@ impl Laying {
     }
 
     fn target(&self) -> Target<AnyDevice> {
-        Target { device: Arc::clone(self.medium.device()), blank: self.blank }
+        let pace = self.medium.file().is_none().then(Pace::default);
+        Target { device: Arc::clone(self.medium.device()), blank: self.blank, pace }
     }
 
     /// Writes what is not there already.

@@ -65,9 +65,11 @@ pub(super) fn open_for_mover(volume: &Volume, direct: bool, size: u64) -> io::Re
     };
     let needs_view = access == Access::Nothing || components.iter().any(|part| part.access == Access::Nothing);
     tiers.push(Tier { size: 0, access });
-    let gauge = serving.engine.platform().gauge.as_ref();
-    files.extend(gauge.map(|gauge| reopen(gauge.file(), false)).transpose()?);
-    Ok(Handed { files, components, tiers, needs_view, gauge: gauge.is_some() })
+    // A mover can do without.
+    let gauge = serving.engine.platform().gauge.as_ref().and_then(|gauge| reopen(gauge.file(), false).ok());
+    let has_gauge = gauge.is_some();
+    files.extend(gauge);
+    Ok(Handed { files, components, tiers, needs_view, gauge: has_gauge })
 }
 
 /// Another open of an open file, read-only. Its path may lead elsewhere by now.

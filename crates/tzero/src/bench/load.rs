@@ -172,12 +172,14 @@ impl Link {
         let since = || begun.elapsed().as_nanos() as u64;
         let sent: Vec<_> = (0..load.depth).map(|_| AtomicU64::new(0)).collect();
         let total = AtomicU64::new(u64::MAX);
-        let (free, takes) = mpsc::channel();
-        (0..load.depth as u64).try_for_each(|slot| free.send(slot)).expect("the receiver is here");
+        let (gives, takes) = mpsc::channel();
+        (0..load.depth as u64).try_for_each(|slot| gives.send(slot)).expect("the receiver is here");
         let mut course = Course::new(load, self.random);
         let mut sending = self.stream.try_clone()?;
         let (stream, inbox) = (&self.stream, &mut self.inbox);
         let mut taken = thread::scope(|scope| -> io::Result<Taken> {
+            // Gone when this ends early: the sender waits for nothing then.
+            let free = gives;
             let (course, sent, total) = (&mut course, &sent, &total);
             let sender = scope.spawn(move || -> io::Result<()> {
                 let mut count = 0u64;
